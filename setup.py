@@ -58,6 +58,8 @@ class CMakeBuild(build_ext):
         try:
             self.build_native()
         except Exception as error:
+            if isinstance(error, subprocess.CalledProcessError):
+                error = RuntimeError(f"{Path(error.cmd[0]).name} failed, its messages are above")
             banner = "=" * 100
             print(
                 f"\n{banner}\nmetafast: NO NATIVE CODE IN THIS BUILD: {error}\n"
@@ -85,27 +87,30 @@ class CMakeBuild(build_ext):
         # In place, the build folder is kept, so that a second run compiles only what changed.
         build = ROOT / "build" / "dev" if in_place else Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
-        cuda = {None: "AUTO", True: "ON", False: "OFF"}[flag("METAFAST_CUDA", None)]
-        configure = [
-            cmake,
-            "-S",
-            ROOT,
-            "-B",
-            build,
-            "-G",
-            "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DMF_TORCH_DIR={torch}",
-            f"-DMF_OUTPUT_DIR={package}",
-            f"-DMF_CUDA={cuda}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            "-DPYBIND11_FINDPYTHON=ON",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
-        ]
-        subprocess.run(configure, check=True)
-        jobs = ["-j", str(self.parallel)] if self.parallel else []
-        subprocess.run([cmake, "--build", build, *jobs], check=True)
+        options = {
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "MF_TORCH_DIR": torch,
+            "MF_OUTPUT_DIR": package,
+            "Python_EXECUTABLE": sys.executable,
+            "PYBIND11_FINDPYTHON": "ON",
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
+        configure += os.environ.get("CMAKE_ARGS", "").split()
+        compile_all = [cmake, "--build", build, *(["-j", str(self.parallel)] if self.parallel else [])]
+
+        def build_with(cuda):
+            subprocess.run([*configure, f"-DMF_CUDA={cuda}"], check=True)
+            subprocess.run(compile_all, check=True)
+
+        cuda = flag("METAFAST_CUDA", None)
+        try:
+            build_with({None: "AUTO", True: "ON", False: "OFF"}[cuda])
+        except subprocess.CalledProcessError:
+            if cuda is not None or shutil.which("nvcc") is None or flag("METAFAST_REQUIRE_NATIVE", False):
+                raise
+            print("metafast: the build with CUDA failed (above); trying again without it", file=sys.stderr, flush=True)
+            build_with("OFF")
 
     @staticmethod
     def tool(name):
