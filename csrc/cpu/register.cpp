@@ -1,0 +1,344 @@
+// The CPU driver: spreads the chunks of a bucket over torch's thread pool, and registers the ops.
+#include <algorithm>
+#include <cmath>
+
+#include "../core/bucket.h"
+#include "../core/hyper.h"
+#include "../rules/hyper_rate.h"
+#include "kernels.h"
+
+namespace mf::cpu {
+namespace {
+
+constexpr int64_t kGrain = 32768;  // elements that are worth waking a thread for
+
+// Runs fn(chunk index) for all chunks. A thread gets a contiguous range of elements, not of chunks, because chunks of
+// small tensors are short. `backwards` starts with what a pass before this one has left in the cache.
+template <class Fn>
+void for_chunks(const ChunkRow* chunks, int64_t count, int64_t elements, bool backwards, const Fn& fn) {
+  torch::stable::parallel_for(0, elements, kGrain, [&](int64_t begin, int64_t end) {
+    const auto at = [&](int64_t element) {
+      return std::lower_bound(chunks, chunks + count, element,
+                              [](const ChunkRow& c, int64_t e) { return c.before < e; }) - chunks;
+    };
+    const int64_t first = at(begin), last = at(end);
+    if (backwards) {
+      for (int64_t c = last; c-- > first;) fn(c);
+    } else {
+      for (int64_t c = first; c < last; ++c) fn(c);
+    }
+  });
+}
+
+StreamRef at(StreamRef s, int64_t element) {
+  if (s.data) s.data = static_cast<char*>(s.data) + element * (s.dtype == DType::f32 ? 4 : 2);
+  return s;
+}
+
+struct Plan {
+  const Item* items;
+  const ChunkRow* chunks;
+  int64_t item_count, chunk_count, elements;
+};
+
+// items and chunks come from Python; a wrong row must be an error here, not a write to someone else's memory.
+Plan checked_plan(const View& items, const View& chunks, const char* op) {
+  Plan plan{items.as<const Item>(), chunks.as<const ChunkRow>(), items.numel / 3, chunks.numel / 3, 0};
+  for (int64_t c = 0; c < plan.chunk_count; ++c) {
+    const ChunkRow& row = plan.chunks[c];
+    STD_TORCH_CHECK(row.item >= 0 && row.item < plan.item_count && row.before == plan.elements && row.start >= 0 &&
+                        row.start < plan.items[row.item].numel,
+                    op, ": chunks row ", c, " does not fit items; build both with metafast.ops.make_layout");
+    plan.elements += std::min<int64_t>(kChunk, plan.items[row.item].numel - row.start);
+  }
+  return plan;
+}
+
+struct Pass {
+  RuleId rule;
+  unsigned reads, writes;
+  bool stats, counts_step, backwards;
+};
+
+template <class R>
+constexpr Pass pass_of(RuleId id) {
+  return {id, R::kReads, R::kWrites, R::kStats, false, false};
+}
+
+Pass make_pass(RuleId id, Mode mode, bool counts_step) {
+  static constexpr Pass table[] = {
+#define X(name, ...) pass_of<__VA_ARGS__>(RuleId::name),
+      MF_RULES(X)
+#undef X
+  };
+  Pass pass = table[static_cast<int>(id)];
+  pass.counts_step = counts_step;
+  pass.backwards = mode == Mode::apply;
+  return pass;
+}
+
+// make(step, lr, g_mul) gives the rule's hyperparameters for one tensor.
+template <class Hyper, class Make>
+void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const char* op, const Make& make) {
+  b.check(op);
+  if (b.found_inf && *b.found_inf.as<const float>() != 0.0f) return;
+  const Plan plan = checked_plan(b.items, b.chunks, op);
+  float* step = b.step.as<float>();
+  double* stats = b.stats.as<double>();
+  double* partials = b.partials.as<double>();
+  const float* lr = b.lr.as<const float>();
+  const double g_mul = (maximize ? -1.0 : 1.0) * (b.clip ? *b.clip.as<const float>() : 1.0) /
+                       (b.grad_scale ? *b.grad_scale.as<const float>() : 1.0);
+
+  const StreamRef master = stream(b.master, op, "master");
+  StreamRef state[kMaxStates];
+  for (int k = 0; k < kMaxStates; ++k) {
+    state[k] = stream(b.state[k], op, "a state arena");
+    STD_TORCH_CHECK(state[k].dtype != DType::f16, op, ": a state arena must be float32 or bfloat16");
+    STD_TORCH_CHECK(b.state[k] || !((pass.reads | pass.writes) & (kS0 << k)), op, ": state ", k, " is missing");
+  }
+
+  static thread_local std::vector<Hyper> hypers;  // kept between steps: nothing is allocated in the hot path
+  hypers.resize(plan.item_count);
+  for (int64_t i = 0; i < plan.item_count; ++i) {
+    const Item& item = plan.items[i];
+    STD_TORCH_CHECK(item.slot >= 0 && item.slot < b.step.numel && item.offset >= 0, op, ": items row ", i,
+                    " names slot ", item.slot, " of ", b.step.numel);
+    STD_TORCH_CHECK(b.params[i].numel == item.numel && b.grads[i].numel == item.numel, op, ": params[", i, "] has ",
+                    b.params[i].numel, " elements and its gradient ", b.grads[i].numel, ", items say ", item.numel);
+    for (const View* v : {&b.state[0], &b.state[1], &b.state[2], &b.state[3], &b.master})
+      STD_TORCH_CHECK(!*v || item.offset + item.numel <= v->numel, op, ": an arena of ", v->numel,
+                      " elements is too small for items row ", i);
+    storage_dtype(b.params[i], op, "params");
+    storage_dtype(b.grads[i], op, "grads");
+  }
+  for (int64_t i = 0; i < plan.item_count; ++i) {
+    const int64_t slot = plan.items[i].slot, before = i ? plan.items[i - 1].slot : -1;
+    if (pass.counts_step) step[slot] += 1.0f;
+    const float rate = lr[b.lr.numel > 1 ? slot : 0];
+    if (before >= 0 && step[slot] == step[before] && rate == lr[b.lr.numel > 1 ? before : 0])
+      hypers[i] = hypers[i - 1];  // pow() for each of a thousand tensors would cost more than a tiny tensor's pass
+    else
+      hypers[i] = make(static_cast<double>(step[slot]), static_cast<double>(rate), g_mul);
+  }
+
+  const ChunkFn kernel = kernels().chunk[static_cast<int>(pass.rule)];
+  const Hyper* hyper = hypers.data();  // a worker's own thread-local vector is another one
+  for_chunks(plan.chunks, plan.chunk_count, plan.elements, pass.backwards, [&](int64_t c) {
+    const ChunkRow& row = plan.chunks[c];
+    const Item& item = plan.items[row.item];
+    const StreamRef param = at(stream(b.params[row.item], op, "params"), row.start);
+    Chunk chunk;
+    chunk.p = b.master ? at(master, item.offset + row.start) : param;
+    chunk.copy = b.master ? param : StreamRef{};
+    chunk.g = at(stream(b.grads[row.item], op, "grads"), row.start);
+    for (int k = 0; k < kMaxStates; ++k) chunk.s[k] = at(state[k], item.offset + row.start);
+    chunk.n = std::min<int64_t>(kChunk, item.numel - row.start);
+    chunk.first = row.start;
+    chunk.stochastic = seed >= 0;
+    chunk.key = seed >= 0 ? rounding_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(item.slot),
+                                         static_cast<uint64_t>(step[item.slot]))
+                          : 0;
+    kernel(chunk, hyper + row.item, partials + c * kStatCount);
+  });
+
+  // In the order of the chunks, whichever thread ran them.
+  const int from = pass.stats ? 0 : 3, to = pass.reads & kP ? 4 : 3;
+  for (int64_t i = 0; i < plan.item_count; ++i)
+    std::fill(stats + plan.items[i].slot * kStatCount + from, stats + plan.items[i].slot * kStatCount + to, 0.0);
+  for (int64_t c = 0; c < plan.chunk_count; ++c) {
+    double* row = stats + plan.items[plan.chunks[c].item].slot * kStatCount;
+    for (int k = from; k < to; ++k) row[k] += partials[c * kStatCount + k];
+  }
+}
+
+std::vector<View>& scratch(int which) {
+  static thread_local std::vector<View> lists[2];
+  return lists[which];
+}
+
+struct Hyper {
+  Mode mode = Mode::one_pass;
+  int rule = 0;
+  double lr = 0, lo = 0, hi = 0;
+
+  void read(Args& args) {
+    mode = static_cast<Mode>(args.integer());
+    rule = static_cast<int>(args.integer());
+    lr = args.number();
+    lo = args.number();
+    hi = args.number();
+  }
+  ElementRate element() const { return make_element_rate(rule, lr, lo, hi); }
+};
+
+template <bool kHyper>
+void adam(StableIValue* stack, uint64_t count, uint64_t) {
+  Args args(stack, count, kHyper ? "metafast::hyper_adam" : "metafast::adam");
+  Bucket b(scratch(0), scratch(1));
+  args.tensors(b.params);
+  args.tensors(b.grads);
+  b.state[0] = args.tensor();
+  b.state[1] = args.tensor();
+  b.state[2] = args.optional_tensor();
+  b.master = args.optional_tensor();
+  b.read_tail(args);
+  Hyper hyper;
+  if constexpr (kHyper) {
+    b.state[3] = args.optional_tensor();
+    hyper.read(args);
+  }
+  AdamOptions o;
+  o.lr_scale = args.number();
+  o.beta1 = args.number();
+  o.beta2 = args.number();
+  o.eps = args.number();
+  o.weight_decay = args.number();
+  o.decoupled = args.flag();
+  const bool maximize = args.flag();
+  const int64_t seed = args.integer();
+
+  const bool l2 = !o.decoupled && o.weight_decay != 0.0;
+  const RuleId rule = adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2);
+  const Pass pass = make_pass(rule, hyper.mode, hyper.mode != Mode::apply);
+  if (hyper.mode == Mode::element) {
+    const ElementRate element = hyper.element();
+    run<HyperAdamElementHyper>(b, pass, maximize, seed, args.op(),
+                               [&](double t, double lr, double g) { return o.at(t, lr, g, element); });
+  } else {
+    run<AdamHyper>(b, pass, maximize, seed, args.op(),
+                   [&](double t, double lr, double g) { return o.at(t, lr, g); });
+  }
+}
+
+template <bool kHyper>
+void sgd(StableIValue* stack, uint64_t count, uint64_t) {
+  Args args(stack, count, kHyper ? "metafast::hyper_sgd" : "metafast::sgd");
+  Bucket b(scratch(0), scratch(1));
+  args.tensors(b.params);
+  args.tensors(b.grads);
+  b.state[0] = args.optional_tensor();
+  b.state[1] = args.optional_tensor();
+  b.master = args.optional_tensor();
+  b.read_tail(args);
+  Hyper hyper;
+  if constexpr (kHyper) {
+    b.state[3] = args.optional_tensor();
+    hyper.read(args);
+    STD_TORCH_CHECK(b.state[0] || b.state[1], args.op(), ": momentum_buffer or previous must be given");
+  }
+  SgdOptions o;
+  o.lr_scale = args.number();
+  o.momentum = args.number();
+  o.dampening = args.number();
+  o.weight_decay = args.number();
+  o.nesterov = args.flag();
+  o.has_buffer = static_cast<bool>(b.state[0]);
+  const bool maximize = args.flag();
+  const int64_t seed = args.integer();
+
+  const RuleId rule =
+      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0);
+  const Pass pass = make_pass(rule, hyper.mode, hyper.mode != Mode::observe);
+  if (hyper.mode == Mode::element) {
+    const ElementRate element = hyper.element();
+    run<HyperSgdElementHyper>(b, pass, maximize, seed, args.op(),
+                              [&](double t, double lr, double g) { return o.at(t, lr, g, element); });
+  } else {
+    run<SgdHyper>(b, pass, maximize, seed, args.op(), [&](double t, double lr, double g) { return o.at(t, lr, g); });
+  }
+}
+
+void grad_squares(StableIValue* stack, uint64_t count, uint64_t) {
+  Args args(stack, count, "metafast::grad_squares");
+  std::vector<View>& grads = scratch(0);
+  args.tensors(grads);
+  const View squares = args.tensor(), partials = args.tensor(), items = args.tensor(), chunks = args.tensor();
+  const DTypeCodes& d = dtype_codes();
+  require(items, d.i64, static_cast<int64_t>(grads.size()) * 3, args.op(), "items");
+  require(chunks, d.i64, 0, args.op(), "chunks");
+  const Plan plan = checked_plan(items, chunks, args.op());
+  require(partials, d.f64, plan.chunk_count, args.op(), "partials");
+  require(squares, d.f64, 0, args.op(), "squares");
+  for (int64_t i = 0; i < plan.item_count; ++i)
+    STD_TORCH_CHECK(grads[i].numel == plan.items[i].numel && plan.items[i].slot >= 0 &&
+                        plan.items[i].slot < squares.numel,
+                    args.op(), ": grads[", i, "] has ", grads[i].numel, " elements, items say ", plan.items[i].numel);
+  for (const View& g : grads) storage_dtype(g, args.op(), "grads");
+  double* partial = partials.as<double>();
+  double* total = squares.as<double>();
+  const SquaresFn kernel = kernels().squares;
+  for_chunks(plan.chunks, plan.chunk_count, plan.elements, false, [&](int64_t c) {
+    const ChunkRow& row = plan.chunks[c];
+    const StreamRef g = at(stream(grads[row.item], "metafast::grad_squares", "grads"), row.start);
+    partial[c] = kernel(g, std::min<int64_t>(kChunk, plan.items[row.item].numel - row.start));
+  });
+  for (int64_t i = 0; i < plan.item_count; ++i) total[plan.items[i].slot] = 0.0;
+  for (int64_t c = 0; c < plan.chunk_count; ++c) total[plan.items[plan.chunks[c].item].slot] += partial[c];
+}
+
+void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
+  Args args(stack, count, "metafast::hyper_rate");
+  const View rate = args.tensor(), stats = args.tensor(), segments = args.tensor();
+  const View found_inf = args.optional_tensor();
+  HyperRate h;
+  h.rule = static_cast<int>(args.integer());
+  h.hyper_lr = args.number();
+  h.lo = args.number();
+  h.hi = args.number();
+  const DTypeCodes& d = dtype_codes();
+  const int64_t slots = segments.numel, rates = rate.numel;
+  require(rate, d.f32, 0, args.op(), "rate");
+  require(stats, d.f64, slots * kStatCount, args.op(), "stats");
+  require(segments, d.i64, 0, args.op(), "segments");
+  if (found_inf && *found_inf.as<const float>() != 0.0f) return;
+
+  struct Segment {
+    int exponent[3] = {-4096, -4096, -4096};
+    int64_t count = 0, total[3] = {0, 0, 0};
+    bool finite = true;
+  };
+  static thread_local std::vector<Segment> sums;
+  sums.assign(rates, Segment{});
+  const auto* segment = segments.as<const int64_t>();
+  const auto* row = stats.as<const double>();
+  for (int64_t i = 0; i < slots; ++i) {
+    STD_TORCH_CHECK(segment[i] >= -1 && segment[i] < rates, args.op(), ": segments[", i, "] is ", segment[i],
+                    ", must be -1 or less than ", rates);
+    if (segment[i] < 0) continue;
+    Segment& s = sums[segment[i]];
+    ++s.count;
+    for (int k = 0; k < 3; ++k) {
+      const double x = row[i * kStatCount + k];
+      if (!std::isfinite(x)) s.finite = false;
+      else s.exponent[k] = std::max(s.exponent[k], exponent_of(x));
+    }
+  }
+  for (int64_t i = 0; i < slots; ++i) {
+    if (segment[i] < 0 || !sums[segment[i]].finite) continue;
+    Segment& s = sums[segment[i]];
+    const int bits = summand_bits(s.count);
+    for (int k = 0; k < 3; ++k) s.total[k] += summand(row[i * kStatCount + k], s.exponent[k], bits);
+  }
+  float* out = rate.as<float>();
+  for (int64_t r = 0; r < rates; ++r) {
+    const Segment& s = sums[r];
+    if (!s.finite || s.count == 0) continue;
+    const int bits = summand_bits(s.count);
+    out[r] = static_cast<float>(hyper_rate(out[r], h, summed(s.total[0], s.exponent[0], bits),
+                                           summed(s.total[1], s.exponent[1], bits),
+                                           summed(s.total[2], s.exponent[2], bits)));
+  }
+}
+
+}  // namespace
+}  // namespace mf::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(metafast, CPU, m) {
+  m.impl("adam", &mf::cpu::adam<false>);
+  m.impl("hyper_adam", &mf::cpu::adam<true>);
+  m.impl("sgd", &mf::cpu::sgd<false>);
+  m.impl("hyper_sgd", &mf::cpu::sgd<true>);
+  m.impl("grad_squares", &mf::cpu::grad_squares);
+  m.impl("hyper_rate", &mf::cpu::hyper_rate_op);
+}
