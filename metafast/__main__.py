@@ -1,0 +1,5 @@
+"""`python -m metafast` is the `metafast` command."""
+
+from metafast.cli import main
+
+main()
