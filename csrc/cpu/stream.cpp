@@ -48,7 +48,9 @@ inline __attribute__((always_inline)) void pass(const StreamArrays& a, int64_t b
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f"))) void pass_avx512(const StreamArrays& a, int64_t b, int64_t e) { pass<Vec64>(a, b, e); }
+__attribute__((target("avx512f"))) void pass_avx512(const StreamArrays& a, int64_t b, int64_t e) {
+  pass<Vec64>(a, b, e);
+}
 __attribute__((target("avx2"))) void pass_avx2(const StreamArrays& a, int64_t b, int64_t e) { pass<Vec32>(a, b, e); }
 #endif
 void pass_baseline(const StreamArrays& a, int64_t b, int64_t e) { pass<Vec16>(a, b, e); }
@@ -106,7 +108,7 @@ void stream(std::vector<Tensor> writes, std::vector<Tensor> reads) {
     in_bytes.push_back(element_bytes(t, numel));
     in.push_back(t.data_ptr());
   }
-  const mf::StreamArrays arrays{out.data(), signs.data(),     out_bytes.data(), static_cast<int>(out.size()),
+  const mf::StreamArrays arrays{out.data(), signs.data(),    out_bytes.data(),           static_cast<int>(out.size()),
                                 in.data(),  in_bytes.data(), static_cast<int>(in.size())};
   constexpr int64_t kGrain = 16384;  // elements: the chunk of an optimizer step
   torch::stable::parallel_for(0, (numel + kGrain - 1) / kGrain, 1, [&](int64_t begin, int64_t end) {

@@ -7,11 +7,11 @@
 namespace mf {
 
 struct StreamArrays {
-  void* const* writes;        // read, negated and written back
-  const uint64_t* signs;      // per write stream: the sign bits of its dtype within a 64-bit word
-  const int* write_bytes;     // bytes of one element: 2, 4 or 8
+  void* const* writes;     // read, negated and written back
+  const uint64_t* signs;   // per write stream: the sign bits of its dtype within a 64-bit word
+  const int* write_bytes;  // bytes of one element: 2, 4 or 8
   int n_writes;
-  const void* const* reads;   // only read
+  const void* const* reads;  // only read
   const int* read_bytes;
   int n_reads;
 };
