@@ -1,0 +1,168 @@
+"""Tensors of one group, device and dtype that a step op takes in one call, and the arenas that hold their states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import Layout, make_layout
+
+try:
+    from torch.distributed.tensor import DTensor
+except ImportError:  # a torch built without distributed
+    DTensor = None  # type: ignore[assignment, misc]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lives here: the tensor itself, or a DTensor's shard."""
+    if DTensor is not None and isinstance(tensor, DTensor):
+        shard: Tensor = tensor._local_tensor
+        return shard
+    return tensor
+
+
+def sharding(param: Tensor) -> tuple[Any, ...]:
+    """(mesh, placements) of a DTensor, or nothing."""
+    if DTensor is not None and isinstance(param, DTensor):
+        return (param.device_mesh, param.placements)
+    return ()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in any order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.shape, strict=True) if si != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def bucket_key(param: Tensor) -> tuple[Any, ...]:
+    """Parameters with equal keys go into one call."""
+    shard = local(param)
+    return (shard.device, shard.dtype, is_dense(shard), *sharding(param))
+
+
+class Bucket:
+    """Some parameters of a group, their layout, arenas and per-tensor rows.
+
+    `states` maps a state's name to its arena; a parameter's entry in the optimizer's state is a view of the arenas with
+    the parameter's own shape and strides, so that checkpoints have PyTorch's layout.
+    """
+
+    def __init__(self, params: Sequence[Tensor], index: int) -> None:
+        self.params = list(params)
+        self.index = index
+        shards = [local(p) for p in self.params]
+        first = shards[0]
+        self.device, self.dtype = first.device, first.dtype
+        self.dense = is_dense(first)
+        self.sharding = sharding(self.params[0])
+        self.is_sharded = bool(self.sharding)
+        self.layout = make_layout([s.numel() for s in shards], self.device)
+        self.offsets: list[int] = self.layout.items[:, 1].tolist()
+        self.states: dict[str, Tensor] = {}
+        self.master: Tensor | None = None
+        self.step = torch.zeros(len(shards), dtype=torch.float32, device=self.device)
+        self.stats = torch.zeros(len(shards), 4, dtype=torch.float64, device=self.device)
+        self.ones = torch.ones(1, dtype=torch.float32, device=self.device)  # the rate that a scale multiplies
+        self.rate: Tensor | None = None  # learned rates of the slots, or the one they share
+        self.segments: Tensor | None = None
+        self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
+        # Only these can change their memory format without changing anything else that a step looks at.
+        self._formats = [(p, local(p).stride()) for p in self.params if p.dim() >= 4]
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def arena(self, name: str, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
+        """A new state arena."""
+        dtype = torch.float64 if self.dtype is torch.float64 else dtype
+        self.states[name] = torch.full((self.layout.arena_size,), fill, dtype=dtype, device=self.device)
+        return self.states[name]
+
+    def view(self, arena: Tensor, slot: int) -> Tensor:
+        """The part of an arena that belongs to a slot, with the parameter's shape (a DTensor for a DTensor)."""
+        param = self.params[slot]
+        shard = local(param)
+        strides = shard.stride() if self.dense else torch.empty(shard.shape, device="meta").stride()
+        part = arena.as_strided(shard.shape, strides, self.offsets[slot])
+        if not self.is_sharded:
+            return part
+        mesh, placements = self.sharding
+        whole: Tensor = DTensor.from_local(
+            part, mesh, placements, run_check=False, shape=param.shape, stride=param.stride()
+        )
+        return whole
+
+    def moved(self) -> bool:
+        """Whether a parameter has changed its memory format since the arenas were laid out."""
+        return any(local(p).stride() != strides for p, strides in self._formats)
+
+    def subset(self, active: Sequence[int]) -> tuple[Layout, Tensor]:
+        """(layout, segments) of a call for the slots with a gradient; cached, because the same ones come again."""
+        key = tuple(active)
+        if key not in self._subsets:
+            if len(self._subsets) > 64:
+                self._subsets.clear()
+            layout = self.layout.subset(active)
+            mask = torch.full((len(self),), -1, dtype=torch.int64, device=self.device)
+            mask[list(active)] = 0
+            self._subsets[key] = (layout, mask)
+        return self._subsets[key]
+
+
+class Call:
+    """What one step passes to the ops for a bucket: the tensors that have a gradient now, as flat memory."""
+
+    def __init__(self, bucket: Bucket, grads: list[Any]) -> None:
+        self.bucket = bucket
+        self.params: list[Tensor] = bucket.params
+        self.grads: list[Tensor] = grads
+        self.layout = bucket.layout
+        self.inactive: Tensor | None = None
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        types = set(map(type, grads))
+        if type(None) in types:
+            active = [slot for slot, grad in enumerate(grads) if grad is not None]
+            self.layout, self.inactive = bucket.subset(active)
+            self.params = [bucket.params[slot] for slot in active]
+            self.grads = [grads[slot] for slot in active]
+        if bucket.is_sharded:
+            self.params = [local(p) for p in self.params]
+            self.grads = [local(g) for g in self.grads]
+        if not bucket.dense:
+            self._copy_params()
+
+    def _copy_params(self) -> None:
+        """Parameters with gaps in memory take a detour over contiguous copies."""
+        originals = self.params
+        self.params = [p.detach().contiguous() for p in originals]
+        self.grads = [g.contiguous() for g in self.grads]
+        self._copies = list(zip(originals, self.params, strict=True))
+
+    def match_strides(self) -> None:
+        """Gives every gradient its parameter's strides."""
+        self.grads = [
+            g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for p, g in zip(self.params, self.grads, strict=True)
+        ]
+
+    def finish(self) -> None:
+        """Brings copies back, and tells autograd that the parameters have changed."""
+        for original, copy in self._copies:
+            original.detach().copy_(copy)
+        if not self._copies:
+            torch.autograd.graph.increment_version(self.params)
+
+
+def partition(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Parameters by bucket key, in order."""
+    buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+    for param in params:
+        buckets.setdefault(bucket_key(param), []).append(param)
+    return list(buckets.values())
