@@ -5,13 +5,6 @@
 
 namespace mf {
 
-struct Item {
-  int64_t slot, offset, numel;
-};
-struct ChunkRow {
-  int64_t item, start, before;
-};
-
 struct Bucket {
   Bucket(std::vector<View>& p, std::vector<View>& g) : params(p), grads(g) {}
 
@@ -40,6 +33,15 @@ struct Bucket {
     const DTypeCodes& d = dtype_codes();
     STD_TORCH_CHECK(params.size() == grads.size() && static_cast<int64_t>(params.size()) == item_count(), op, ": ",
                     params.size(), " params, ", grads.size(), " grads and ", item_count(), " items must agree");
+    for (size_t i = 0; i < params.size(); ++i) {
+      storage_dtype(params[i], op, "params");
+      storage_dtype(grads[i], op, "grads");
+      STD_TORCH_CHECK(params[i].numel == grads[i].numel, op, ": params[", i, "] has ", params[i].numel,
+                      " elements, its gradient ", grads[i].numel);
+      STD_TORCH_CHECK(params[i].dense, op, ": params[", i, "] has gaps in memory; pass a contiguous copy");
+      STD_TORCH_CHECK(params[i].numel == 0 || params[i].strides == grads[i].strides, op, ": grads[", i,
+                      "] lies in memory in another order than its parameter; give it the same strides");
+    }
     require(items, d.i64, 0, op, "items");
     require(chunks, d.i64, 0, op, "chunks");
     require(partials, d.f64, chunk_count() * kStatCount, op, "partials");

@@ -21,6 +21,8 @@ struct View {
   int64_t numel = 0;
   int32_t dtype = -1;
   bool present = false;
+  bool dense = true;        // one stretch of memory, in some order of the dimensions; only read for lists
+  uint64_t strides = 0;     // a fingerprint: two dense tensors with the same one lie alike in memory; likewise
 
   explicit operator bool() const { return present; }
   template <class T>
@@ -67,6 +69,7 @@ class Args {
       TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
       const auto handle = torch::stable::detail::to<AtenTensorHandle>(item);
       views[i] = view(handle);
+      look_at_strides(handle, views[i]);
       aoti_torch_delete_tensor_object(handle);
     }
     TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
@@ -76,6 +79,12 @@ class Args {
   int64_t integer() { return torch::stable::detail::to<int64_t>(next()); }
   bool flag() { return torch::stable::detail::to<bool>(next()); }
   const char* op() const { return op_; }
+
+  int32_t device_index() const {  // of the first tensor that was not in a list
+    int32_t index = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(held_.front(), &index));
+    return index;
+  }
 
  private:
   StableIValue next() {
@@ -95,6 +104,20 @@ class Args {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &v.numel));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &v.dtype));
     return v;
+  }
+
+  static void look_at_strides(AtenTensorHandle handle, View& v) {
+    int64_t dims, *sizes, *strides;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dims));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+    int64_t last = 0;
+    for (int64_t d = 0; d < dims; ++d) {
+      if (sizes[d] <= 1) continue;
+      last += (sizes[d] - 1) * strides[d];
+      v.strides = v.strides * 0x9e3779b97f4a7c15ull + static_cast<uint64_t>(strides[d]);
+    }
+    v.dense = v.numel == 0 || last + 1 == v.numel;
   }
 
   StableIValue* stack_;

@@ -2,8 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/bucket.h"
-#include "../core/hyper.h"
+#include "../core/step_ops.h"
 #include "../rules/hyper_rate.h"
 #include "kernels.h"
 
@@ -54,29 +53,6 @@ Plan checked_plan(const View& items, const View& chunks, const char* op) {
   return plan;
 }
 
-struct Pass {
-  RuleId rule;
-  unsigned reads, writes;
-  bool stats, counts_step, backwards;
-};
-
-template <class R>
-constexpr Pass pass_of(RuleId id) {
-  return {id, R::kReads, R::kWrites, R::kStats, false, false};
-}
-
-Pass make_pass(RuleId id, Mode mode, bool counts_step) {
-  static constexpr Pass table[] = {
-#define X(name, ...) pass_of<__VA_ARGS__>(RuleId::name),
-      MF_RULES(X)
-#undef X
-  };
-  Pass pass = table[static_cast<int>(id)];
-  pass.counts_step = counts_step;
-  pass.backwards = mode == Mode::apply;
-  return pass;
-}
-
 // make(step, lr, g_mul) gives the rule's hyperparameters for one tensor.
 template <class Hyper, class Make>
 void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const char* op, const Make& make) {
@@ -104,13 +80,11 @@ void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const c
     const Item& item = plan.items[i];
     STD_TORCH_CHECK(item.slot >= 0 && item.slot < b.step.numel && item.offset >= 0, op, ": items row ", i,
                     " names slot ", item.slot, " of ", b.step.numel);
-    STD_TORCH_CHECK(b.params[i].numel == item.numel && b.grads[i].numel == item.numel, op, ": params[", i, "] has ",
-                    b.params[i].numel, " elements and its gradient ", b.grads[i].numel, ", items say ", item.numel);
+    STD_TORCH_CHECK(b.params[i].numel == item.numel, op, ": params[", i, "] has ", b.params[i].numel,
+                    " elements, items say ", item.numel);
     for (const View* v : {&b.state[0], &b.state[1], &b.state[2], &b.state[3], &b.master})
       STD_TORCH_CHECK(!*v || item.offset + item.numel <= v->numel, op, ": an arena of ", v->numel,
                       " elements is too small for items row ", i);
-    storage_dtype(b.params[i], op, "params");
-    storage_dtype(b.grads[i], op, "grads");
   }
   for (int64_t i = 0; i < plan.item_count; ++i) {
     const int64_t slot = plan.items[i].slot, before = i ? plan.items[i - 1].slot : -1;
@@ -152,102 +126,12 @@ void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const c
   }
 }
 
-std::vector<View>& scratch(int which) {
-  static thread_local std::vector<View> lists[2];
-  return lists[which];
-}
-
-struct Hyper {
-  Mode mode = Mode::one_pass;
-  int rule = 0;
-  double lr = 0, lo = 0, hi = 0;
-
-  void read(Args& args) {
-    mode = static_cast<Mode>(args.integer());
-    rule = static_cast<int>(args.integer());
-    lr = args.number();
-    lo = args.number();
-    hi = args.number();
+struct Driver {
+  template <class Hyper, class Make>
+  static void step(const StepRequest& r, const Make& make) {
+    run<Hyper>(r.bucket, r.pass, r.maximize, r.seed, r.op, make);
   }
-  ElementRate element() const { return make_element_rate(rule, lr, lo, hi); }
 };
-
-template <bool kHyper>
-void adam(StableIValue* stack, uint64_t count, uint64_t) {
-  Args args(stack, count, kHyper ? "metafast::hyper_adam" : "metafast::adam");
-  Bucket b(scratch(0), scratch(1));
-  args.tensors(b.params);
-  args.tensors(b.grads);
-  b.state[0] = args.tensor();
-  b.state[1] = args.tensor();
-  b.state[2] = args.optional_tensor();
-  b.master = args.optional_tensor();
-  b.read_tail(args);
-  Hyper hyper;
-  if constexpr (kHyper) {
-    b.state[3] = args.optional_tensor();
-    hyper.read(args);
-  }
-  AdamOptions o;
-  o.lr_scale = args.number();
-  o.beta1 = args.number();
-  o.beta2 = args.number();
-  o.eps = args.number();
-  o.weight_decay = args.number();
-  o.decoupled = args.flag();
-  const bool maximize = args.flag();
-  const int64_t seed = args.integer();
-
-  const bool l2 = !o.decoupled && o.weight_decay != 0.0;
-  const RuleId rule = adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2);
-  const Pass pass = make_pass(rule, hyper.mode, hyper.mode != Mode::apply);
-  if (hyper.mode == Mode::element) {
-    const ElementRate element = hyper.element();
-    run<HyperAdamElementHyper>(b, pass, maximize, seed, args.op(),
-                               [&](double t, double lr, double g) { return o.at(t, lr, g, element); });
-  } else {
-    run<AdamHyper>(b, pass, maximize, seed, args.op(),
-                   [&](double t, double lr, double g) { return o.at(t, lr, g); });
-  }
-}
-
-template <bool kHyper>
-void sgd(StableIValue* stack, uint64_t count, uint64_t) {
-  Args args(stack, count, kHyper ? "metafast::hyper_sgd" : "metafast::sgd");
-  Bucket b(scratch(0), scratch(1));
-  args.tensors(b.params);
-  args.tensors(b.grads);
-  b.state[0] = args.optional_tensor();
-  b.state[1] = args.optional_tensor();
-  b.master = args.optional_tensor();
-  b.read_tail(args);
-  Hyper hyper;
-  if constexpr (kHyper) {
-    b.state[3] = args.optional_tensor();
-    hyper.read(args);
-    STD_TORCH_CHECK(b.state[0] || b.state[1], args.op(), ": momentum_buffer or previous must be given");
-  }
-  SgdOptions o;
-  o.lr_scale = args.number();
-  o.momentum = args.number();
-  o.dampening = args.number();
-  o.weight_decay = args.number();
-  o.nesterov = args.flag();
-  o.has_buffer = static_cast<bool>(b.state[0]);
-  const bool maximize = args.flag();
-  const int64_t seed = args.integer();
-
-  const RuleId rule =
-      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0);
-  const Pass pass = make_pass(rule, hyper.mode, hyper.mode != Mode::observe);
-  if (hyper.mode == Mode::element) {
-    const ElementRate element = hyper.element();
-    run<HyperSgdElementHyper>(b, pass, maximize, seed, args.op(),
-                              [&](double t, double lr, double g) { return o.at(t, lr, g, element); });
-  } else {
-    run<SgdHyper>(b, pass, maximize, seed, args.op(), [&](double t, double lr, double g) { return o.at(t, lr, g); });
-  }
-}
 
 void grad_squares(StableIValue* stack, uint64_t count, uint64_t) {
   Args args(stack, count, "metafast::grad_squares");
@@ -264,7 +148,10 @@ void grad_squares(StableIValue* stack, uint64_t count, uint64_t) {
     STD_TORCH_CHECK(grads[i].numel == plan.items[i].numel && plan.items[i].slot >= 0 &&
                         plan.items[i].slot < squares.numel,
                     args.op(), ": grads[", i, "] has ", grads[i].numel, " elements, items say ", plan.items[i].numel);
-  for (const View& g : grads) storage_dtype(g, args.op(), "grads");
+  for (const View& g : grads) {
+    storage_dtype(g, args.op(), "grads");
+    STD_TORCH_CHECK(g.dense, args.op(), ": a gradient has gaps in memory; pass a contiguous copy");
+  }
   double* partial = partials.as<double>();
   double* total = squares.as<double>();
   const SquaresFn kernel = kernels().squares;
@@ -335,10 +222,10 @@ void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
 }  // namespace mf::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(metafast, CPU, m) {
-  m.impl("adam", &mf::cpu::adam<false>);
-  m.impl("hyper_adam", &mf::cpu::adam<true>);
-  m.impl("sgd", &mf::cpu::sgd<false>);
-  m.impl("hyper_sgd", &mf::cpu::sgd<true>);
+  m.impl("adam", &mf::adam_op<mf::cpu::Driver, false>);
+  m.impl("hyper_adam", &mf::adam_op<mf::cpu::Driver, true>);
+  m.impl("sgd", &mf::sgd_op<mf::cpu::Driver, false>);
+  m.impl("hyper_sgd", &mf::sgd_op<mf::cpu::Driver, true>);
   m.impl("grad_squares", &mf::cpu::grad_squares);
   m.impl("hyper_rate", &mf::cpu::hyper_rate_op);
 }

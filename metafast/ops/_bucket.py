@@ -64,6 +64,41 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
+def check(params: Sequence[Tensor], grads: Sequence[Tensor], items: Tensor) -> None:
+    """What every backend checks of its tensors before it writes anything."""
+    if not len(params) == len(grads) == items.shape[0]:
+        raise ValueError(f"{len(params)} params, {len(grads)} grads and {items.shape[0]} items must agree")
+    for index, (param, grad, numel) in enumerate(zip(params, grads, items[:, 2].tolist(), strict=True)):
+        if grad.layout is not torch.strided:
+            raise TypeError(f"grads[{index}] is {grad.layout}; dense gradients are accepted")
+        if not param.dtype.is_floating_point or not grad.dtype.is_floating_point:
+            raise TypeError(f"params[{index}] is {param.dtype} and its gradient {grad.dtype}; both must be real floats")
+        if not param.numel() == grad.numel() == numel:
+            raise ValueError(
+                f"params[{index}] has {param.numel()} elements, its gradient {grad.numel()}, items say {numel}"
+            )
+        if not is_dense(param):
+            raise ValueError(f"params[{index}] has gaps in memory; pass a contiguous copy")
+        if _real_strides(param) != _real_strides(grad):
+            raise ValueError(f"grads[{index}] lies in memory in another order than its parameter")
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in any order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.shape, strict=True) if si != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _real_strides(tensor: Tensor) -> list[int]:
+    if tensor.numel() == 0:
+        return []
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
 class Segments:
     """What a reference sees of one tensor of a bucket: flat values in the compute dtype, and the way back."""
 

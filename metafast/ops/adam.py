@@ -89,6 +89,7 @@ def reference(
     seed: int = -1,
 ) -> None:
     """The step in plain PyTorch: fp32 maths whatever the storage dtype, float64 for float64 parameters."""
+    _bucket.check(params, grads, items)
     if _bucket.skipped(found_inf):
         return
     arenas = (exp_avg, exp_avg_sq, max_exp_avg_sq)

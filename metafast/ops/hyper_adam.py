@@ -76,6 +76,7 @@ def reference(
     seed: int = -1,
 ) -> None:
     """The passes in plain PyTorch. `rate` is the arena of element rates; `lr` is used as in `adam`."""
+    _bucket.check(params, grads, items)
     if _bucket.skipped(found_inf):
         return
     arenas = (exp_avg, exp_avg_sq, max_exp_avg_sq, rate)

@@ -52,6 +52,7 @@ def reference(
     seed: int = -1,
 ) -> None:
     """The passes in plain PyTorch. One of `momentum_buffer` and `previous` has to be there."""
+    _bucket.check(params, grads, items)
     if _bucket.skipped(found_inf):
         return
     arenas = (momentum_buffer, previous, None, rate)

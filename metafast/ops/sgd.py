@@ -69,6 +69,7 @@ def reference(
     seed: int = -1,
 ) -> None:
     """The step in plain PyTorch: fp32 maths whatever the storage dtype, float64 for float64 parameters."""
+    _bucket.check(params, grads, items)
     if _bucket.skipped(found_inf):
         return
     for param, grad, row in zip(params, grads, items.tolist(), strict=True):

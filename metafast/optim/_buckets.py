@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Layout, make_layout
+from ..ops._bucket import is_dense
 
 try:
     from torch.distributed.tensor import DTensor
@@ -29,16 +30,6 @@ def sharding(param: Tensor) -> tuple[Any, ...]:
     if DTensor is not None and isinstance(param, DTensor):
         return (param.device_mesh, param.placements)
     return ()
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, in any order of the dimensions."""
-    expected = 1
-    for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.shape, strict=True) if si != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def bucket_key(param: Tensor) -> tuple[Any, ...]:

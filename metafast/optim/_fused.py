@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ._history import RateHistory, flat_rates
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
+_ELEMENT_HISTORY = 128  # steps between two records of element rates: their mean is a pass over memory
 _CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds the same
 
 
@@ -150,7 +152,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for _, call in calls:
             call.finish()
         self._steps += 1
-        if self._history.wants(self._steps):
+        element = any(group["hypergrad"] == "element" for group in self.param_groups)
+        if self._history.wants(self._steps, _ELEMENT_HISTORY if element else 1):
             self._history.add(self._steps, self._rates())
         return loss
 
@@ -229,17 +232,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 seed,
             )
 
-        try:
-            run()
-        except (RuntimeError, ValueError, TypeError):
-            # Nothing has changed yet: the ops check before they write. Say what is wrong in the user's words, or
-            # give gradients that lie differently in memory their parameters' strides.
-            for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
-                _checks.gradient(position, param, grad)
-            if all(p.stride() == g.stride() for p, g in zip(call.params, call.grads, strict=True)):
-                raise
-            call.match_strides()
-            run()
+        _explained(run, call)
 
     def _effective_rate(self, group: dict[str, Any], bucket: Bucket) -> tuple[Tensor, float]:
         """(rates, factor): learned rates times what a scheduler made of the starting rate, or just the group's lr."""
@@ -260,12 +253,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             bucket = call.bucket
             squares = torch.zeros(len(bucket), dtype=torch.float64, device=bucket.device)
             kernel = self._kernel("grad_squares", bucket, None if group["backend"] == "triton" else group["backend"])
-            try:
-                kernel(call.grads, squares, call.layout.partials, call.layout.items, call.layout.chunks)
-            except (RuntimeError, ValueError):
-                for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
-                    _checks.gradient(position, param, grad)
-                raise
+            layout = call.layout
+            _explained(partial(_squares, kernel, call, squares, layout), call)
             sums.append(_reduced(squares, bucket))
         if not sums:
             return None
@@ -496,6 +485,24 @@ def _tensors(params: Any) -> list[Tensor]:
         raise TypeError("params must have an order; a set has none: pass a list")
     listed = [item[1] if isinstance(item, tuple) else item for item in params]
     return [item for item in listed if isinstance(item, Tensor)]
+
+
+def _squares(kernel: ops.Kernel, call: Call, squares: Tensor, layout: ops.Layout) -> None:
+    kernel(call.grads, squares, layout.partials, layout.items, layout.chunks)
+
+
+def _explained(run: Callable[[], None], call: Call) -> None:
+    """Runs an op, which checks before it writes. Where it refuses, says what is wrong in the user's words, or gives
+    gradients that lie differently in memory their parameters' strides and runs it again."""
+    try:
+        run()
+    except (RuntimeError, ValueError, TypeError):
+        for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
+            _checks.gradient(position, param, grad)
+        if all(p.stride() == g.stride() for p, g in zip(call.params, call.grads, strict=True)):
+            raise
+        call.match_strides()
+        run()
 
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:

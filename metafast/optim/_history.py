@@ -14,8 +14,9 @@ class RateHistory:
         self.every = 1
         self._entries: list[tuple[int, list[float | Tensor]]] = []
 
-    def wants(self, step: int) -> bool:
-        return step % self.every == 0
+    def wants(self, step: int, least: int = 1) -> bool:
+        """Whether to record this step; `least` spaces out rates that cost something to collect."""
+        return step % max(self.every, least) == 0
 
     def add(self, step: int, rates: list[float | Tensor]) -> None:
         """Records rates; a tensor is copied, without waiting for its device."""
