@@ -8,6 +8,14 @@
 
 namespace mf {
 
+// Rows of the int64 tables `items` and `chunks`; metafast/ops/_bucket.py builds them.
+struct Item {
+  int64_t slot, offset, numel;
+};
+struct ChunkRow {
+  int64_t item, start, before;
+};
+
 struct StreamRef {
   void* data = nullptr;  // at the first element of the chunk
   DType dtype = DType::f32;
