@@ -58,6 +58,8 @@ class CMakeBuild(build_ext):
         try:
             self.build_native()
         except Exception as error:
+            for stale in self.native_files():
+                stale.unlink()
             if isinstance(error, subprocess.CalledProcessError):
                 error = RuntimeError(f"{Path(error.cmd[0]).name} failed, its messages are above")
             banner = "=" * 100
@@ -82,15 +84,13 @@ class CMakeBuild(build_ext):
             raise RuntimeError(f"no torch >= {'.'.join(map(str, OLDEST_TORCH))} found to compile against")
         import pybind11
 
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        package = ROOT / "metafast" if in_place else Path(self.build_lib).resolve() / "metafast"
         # In place, the build folder is kept, so that a second run compiles only what changed.
-        build = ROOT / "build" / "dev" if in_place else Path(self.build_temp).resolve() / "cmake"
+        build = ROOT / "build" / "dev" if self.in_place() else Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
         options = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "MF_TORCH_DIR": torch,
-            "MF_OUTPUT_DIR": package,
+            "MF_OUTPUT_DIR": self.package_folder(),
             "Python_EXECUTABLE": sys.executable,
             "PYBIND11_FINDPYTHON": "ON",
             "pybind11_DIR": pybind11.get_cmake_dir(),
@@ -120,9 +120,17 @@ class CMakeBuild(build_ext):
             raise RuntimeError(f"{name} not found: pip install {name}")
         return found
 
+    def in_place(self):
+        return self.inplace or getattr(self, "editable_mode", False)
+
+    def package_folder(self):
+        return ROOT / "metafast" if self.in_place() else Path(self.build_lib).resolve() / "metafast"
+
+    def native_files(self):
+        return [*self.package_folder().glob("lib/*.so"), *self.package_folder().glob("_host.*.so")]
+
     def get_outputs(self):
-        package = Path(self.build_lib) / "metafast"
-        return [str(p) for p in [*package.glob("lib/*.so"), *package.glob("_host.*.so")]]
+        return [str(path) for path in self.native_files()]
 
     def get_output_mapping(self):
         return {}
