@@ -20,10 +20,11 @@ export METAFAST_REQUIRE_NATIVE ?= $(if $(HAS_CXX),1,0)
 export METAFAST_CUDA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),1,0)
 
 # Exact versions for the Python that has a file of them; torch is the same everywhere, so that nothing pulls another.
-PINS = $(wildcard requirements/py$(shell $(PYTHON3) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
+PIN_FILE := requirements/py$(shell $(PYTHON3) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+PINS := $(wildcard $(PIN_FILE))
 PIP = $(PYTHON) -m pip install -q -c requirements/torch.txt $(addprefix -c ,$(PINS))
 
-.PHONY: demo test bench lint docs build ctest clean
+.PHONY: demo test bench lint docs build ctest pins clean
 
 demo: build
 	$(PYTHON) -m metafast demo
@@ -41,7 +42,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # The venv's own installs come first only where that venv is used.
 build: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/.base)
@@ -77,6 +78,11 @@ $(VENV)/.bench: $(VENV)/.dev
 $(VENV)/.docs: $(VENV)/.base
 	$(PIP) --no-build-isolation -e '.[docs]'
 	touch $@
+
+# Exact versions of everything above, as installed now.
+pins: $(VENV)/.bench $(VENV)/.docs
+	(echo "# Exact versions for one Python, written by make pins."; \
+	  $(PYTHON) -m pip freeze --exclude torch --exclude metafast) > $(PIN_FILE)
 
 clean:
 	rm -rf build site metafast/lib metafast/_host.*.so
