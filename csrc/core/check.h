@@ -80,9 +80,17 @@ class Args {
   bool flag() { return torch::stable::detail::to<bool>(next()); }
   const char* op() const { return op_; }
 
-  int32_t device_index() const {  // of the first tensor that was not in a list
-    int32_t index = 0;
+  // The device of all tensors that were not in a list; they must share one.
+  int32_t device_index() const {
+    int32_t type = 0, index = 0, other_type = 0, other_index = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(held_.front(), &type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(held_.front(), &index));
+    for (AtenTensorHandle h : held_) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(h, &other_type));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(h, &other_index));
+      STD_TORCH_CHECK(other_type == type && other_index == index, op_,
+                      ": all tensors must be on one device, that of the states (lr, clip and grad_scale as well)");
+    }
     return index;
   }
 

@@ -62,7 +62,12 @@ struct SgdOptions {
 // Modes of the hypergradient ops, and the rule that serves each; metafast/ops/hyper_adam.py has the same numbers.
 enum class Mode : int { observe = 0, apply = 1, element = 2, one_pass = 3 };
 
-inline RuleId adam_rule(Mode mode, bool amsgrad, bool l2) {
+// An additive element rule stands right behind its sign-only twin in rules/all.h.
+inline RuleId additive_twin(RuleId rule, bool additive) {
+  return static_cast<RuleId>(static_cast<int>(rule) + (additive ? 1 : 0));
+}
+
+inline RuleId adam_rule(Mode mode, bool amsgrad, bool l2, bool additive) {
   switch (mode) {
     case Mode::observe:
       return amsgrad ? (l2 ? RuleId::hyper_adam_observe_amsgrad_l2 : RuleId::hyper_adam_observe_amsgrad)
@@ -70,20 +75,22 @@ inline RuleId adam_rule(Mode mode, bool amsgrad, bool l2) {
     case Mode::apply:
       return amsgrad ? RuleId::hyper_adam_apply_amsgrad : RuleId::hyper_adam_apply;
     case Mode::element:
-      return amsgrad ? RuleId::hyper_adam_element_amsgrad : RuleId::hyper_adam_element;
+      return additive_twin(amsgrad ? RuleId::hyper_adam_element_amsgrad : RuleId::hyper_adam_element, additive);
     default:
       return amsgrad ? RuleId::adam_amsgrad : RuleId::adam;
   }
 }
 
-inline RuleId sgd_rule(Mode mode, bool buffer, bool previous, bool l2) {
+inline RuleId sgd_rule(Mode mode, bool buffer, bool previous, bool l2, bool additive) {
   switch (mode) {
     case Mode::observe:
       return previous ? (l2 ? RuleId::hyper_sgd_observe_previous_l2 : RuleId::hyper_sgd_observe_previous)
                       : (l2 ? RuleId::hyper_sgd_observe_l2 : RuleId::hyper_sgd_observe);
     case Mode::element:
-      return previous ? (buffer ? RuleId::hyper_sgd_element_momentum_previous : RuleId::hyper_sgd_element_previous)
-                      : RuleId::hyper_sgd_element;
+      return additive_twin(previous ? (buffer ? RuleId::hyper_sgd_element_momentum_previous
+                                              : RuleId::hyper_sgd_element_previous)
+                                    : RuleId::hyper_sgd_element,
+                           additive);
     default:
       return previous ? (buffer ? RuleId::sgd_momentum_previous : RuleId::sgd_previous)
                       : (buffer ? RuleId::sgd_momentum : RuleId::sgd);

@@ -106,7 +106,7 @@ void adam_op(StableIValue* stack, uint64_t count, uint64_t) {
 
   const bool l2 = !o.decoupled && o.weight_decay != 0.0;
   request.pass =
-      make_pass(adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2), hyper.mode, hyper.mode != Mode::apply);
+      make_pass(adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2, hyper.rule == kAdditive), hyper.mode, hyper.mode != Mode::apply);
   if (hyper.mode == Mode::element)
     Driver::template step<HyperAdamElementHyper>(
         request, MakeHyper<HyperAdamElementHyper, AdamOptions>{o, hyper.element()});
@@ -144,7 +144,7 @@ void sgd_op(StableIValue* stack, uint64_t count, uint64_t) {
   STD_TORCH_CHECK(!kHyper || b.state[0] || b.state[1], args.op(), ": momentum_buffer or previous must be given");
 
   request.pass = make_pass(
-      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0), hyper.mode,
+      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0, hyper.rule == kAdditive), hyper.mode,
       hyper.mode != Mode::observe);
   if (hyper.mode == Mode::element)
     Driver::template step<HyperSgdElementHyper>(

@@ -26,7 +26,7 @@ struct HyperSgdElementHyper : SgdHyper {
   ElementRate rate;
 };
 
-template <bool kMomentum, bool kPrevious>
+template <bool kMomentum, bool kPrevious, bool kAdditive>
 struct HyperSgdElement {  // streams: momentum buffer, previous direction, -, rate
   using Hyper = HyperSgdElementHyper;
   static constexpr unsigned kStates = Sgd<kMomentum, kPrevious>::kStates | kS3;
@@ -39,7 +39,7 @@ struct HyperSgdElement {  // streams: momentum buffer, previous direction, -, ra
     g = g * h.g_mul + h.l2 * p;
     float u_new;
     SgdDirection<kMomentum, kPrevious>::move(h, g, u, u_new, buf, previous);
-    rate = element_rate(h.rate, rate, g * u);
+    rate = element_rate<kAdditive>(h.rate, rate, g * u, g * u);
     p = p - rate * h.lr * u_new;  // lr holds the schedule's factor here
   }
 };
