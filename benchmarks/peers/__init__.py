@@ -1,0 +1,1 @@
+"""Optimizers that the benchmarks compare with, where no package on an index has them."""
