@@ -52,6 +52,7 @@ class AdamBaydin:
         if self.updated:
             # A model that computes with `updated` would do this within its own backward pass.
             torch.autograd.backward(self.updated, grads, inputs=[self.alpha])
+            assert self.alpha.grad is not None
             with torch.no_grad():
                 self.alpha.sub_(self.alpha.grad, alpha=self.hyper_lr)
             self.alpha.grad = None
