@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import Layout, make_layout
 from ..ops._bucket import is_dense
+from . import _checks
 
 try:
     from torch.distributed.tensor import DTensor
@@ -65,7 +66,8 @@ class Bucket:
         self.segments: Tensor | None = None
         self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
         # Only these can change their memory format without changing anything else that a step looks at.
-        self._formats = [(p, local(p).stride()) for p in self.params if p.dim() >= 4]
+        self._watched = [p for p in self.params if p.dim() >= 2]
+        self._formats = self._current_formats()
 
     def __len__(self) -> int:
         return len(self.params)
@@ -92,7 +94,11 @@ class Bucket:
 
     def moved(self) -> bool:
         """Whether a parameter has changed its memory format since the arenas were laid out."""
-        return any(local(p).stride() != strides for p, strides in self._formats)
+        return self._current_formats() != self._formats
+
+    def _current_formats(self) -> list[tuple[int, ...]]:
+        shards = map(local, self._watched) if self.is_sharded else self._watched
+        return list(map(torch.Tensor.stride, shards))
 
     def subset(self, active: Sequence[int]) -> tuple[Layout, Tensor]:
         """(layout, segments) of a call for the slots with a gradient; cached, because the same ones come again."""
@@ -135,6 +141,13 @@ class Call:
         self.params = [p.detach().contiguous() for p in originals]
         self.grads = [g.contiguous() for g in self.grads]
         self._copies = list(zip(originals, self.params, strict=True))
+
+    def check(self) -> None:
+        """Raises for a gradient that the op would refuse."""
+        layouts = {grad.layout for grad in self.grads}
+        if layouts != {torch.strided} or any(map(torch.is_complex, self.grads)):
+            for position, (param, grad) in enumerate(zip(self.params, self.grads, strict=True)):
+                _checks.gradient(position, param, grad)
 
     def match_strides(self) -> None:
         """Gives every gradient its parameter's strides."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ FOREIGN_KEYS = frozenset(
 
 def number(name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
     """Raises unless `value` is a finite number that `accepts` takes."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number {expected}, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value) or not accepts(value):
+    if not math.isfinite(float(value)) or not accepts(float(value)):
         raise ValueError(f"{name} must be finite and {expected}, got {value!r}")
 
 
@@ -66,7 +67,8 @@ def common(group: dict[str, Any]) -> None:
     """Checks the options that all optimizers share."""
     choice("hypergrad", group["hypergrad"], HYPERGRADS)
     adapted = group["hypergrad"] is not None
-    learning_rate(group["lr"], adapted=adapted)
+    started = "_base_lr" in group  # then lr is a scheduler's, which may be 0
+    learning_rate(group["lr"], adapted=adapted and not started)
     number("weight_decay", group["weight_decay"], lambda x: x >= 0, "at least 0")
     number("hyper_lr", group["hyper_lr"], lambda x: x >= 0, "at least 0")
     choice("hyper_rule", group["hyper_rule"], RULES)
@@ -77,7 +79,7 @@ def common(group: dict[str, Any]) -> None:
         raise TypeError(f"lr_bounds must be a pair (lowest, highest), got {bounds!r}")
     number("lr_bounds[0]", bounds[0], lambda x: x > 0, "above 0")
     number("lr_bounds[1]", bounds[1], lambda x: x >= bounds[0], f"at least lr_bounds[0] = {bounds[0]!r}")
-    lr = group["lr"]
+    lr = group.get("_base_lr", group["lr"])
     if adapted and not isinstance(lr, Tensor) and not bounds[0] <= lr <= bounds[1]:
         raise ValueError(f"lr must lie inside lr_bounds={tuple(bounds)!r} when hypergrad adapts it, got {lr!r}")
     for name in ("state_dtype", "rate_dtype"):
@@ -118,4 +120,18 @@ def parameter(index: int, param: Tensor) -> None:
     if not param.dtype.is_floating_point or param.dtype.itemsize < 2:
         raise TypeError(
             f"parameter {index} has dtype {param.dtype}; float32, bfloat16, float16 and float64 are accepted"
+        )
+
+
+def unchanged(index: int, param: Tensor, dtype: torch.dtype, numel: int) -> None:
+    """Raises for a parameter that has become another one since its first step."""
+    if param.dtype != dtype and torch.float64 in (param.dtype, dtype):
+        raise TypeError(
+            f"parameter {index} is {param.dtype} now, and was {dtype} at its first step; "
+            "convert the model before its first step, or make a new optimizer"
+        )
+    if param.numel() != numel:
+        raise ValueError(
+            f"parameter {index} has shape {tuple(param.shape)} now, and had {numel} elements at its first step; "
+            "make a new optimizer for a model that has changed"
         )

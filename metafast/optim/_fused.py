@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from ._history import RateHistory, flat_rates
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 _ELEMENT_HISTORY = 128  # steps between two records of element rates: their mean is a pass over memory
+_INFINITY = float("inf")
 _CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds the same
 
 
@@ -37,6 +39,8 @@ def _wrap(value: Any) -> Any:
 
 
 def _unwrap(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unwrap(item) for key, item in value.items()}
     return value.tensor if isinstance(value, _Loaded) else value
 
 
@@ -98,6 +102,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
         _checks.keys(param_group, self.defaults)
+        if not isinstance(param_group["params"], (Tensor, set)):
+            param_group["params"] = list(param_group["params"])  # a generator can be read only once
         for index, param in enumerate(_tensors(param_group["params"])):
             _checks.parameter(index, param)
         merged = {**self.defaults, **{key: value for key, value in param_group.items() if key != "params"}}
@@ -108,7 +114,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if group["hypergrad"] is not None:
-            group.setdefault("_base_lr", float(group["lr"]))
+            group["_base_lr"] = float(group["lr"])
 
     # ---- the step
 
@@ -131,14 +137,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-
+        if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+            return  # on an accelerator the kernels look, to avoid a synchronization
+        fresh = self._checked()
         calls = [
             (group, Call(bucket, grads))
             for index, group in enumerate(self.param_groups)
-            for bucket, grads in self._ready(index, group)
+            for bucket, grads in self._ready(index, group, fresh[index])
         ]
+        if len(calls) > 1:  # an op checks before it writes, but not before the op before it has written
+            for _, call in calls:
+                call.check()
         clip = self._clip(calls, grad_scale) if self.max_grad_norm is not None else None
         exact = [(g, c) for g, c in calls if g["hyper_exact"] and g["hypergrad"] not in (None, "element")]
         for group, call in calls:
@@ -155,32 +171,56 @@ class FusedOptimizer(torch.optim.Optimizer):
         element = any(group["hypergrad"] == "element" for group in self.param_groups)
         if self._history.wants(self._steps, _ELEMENT_HISTORY if element else 1):
             self._history.add(self._steps, self._rates())
-        return loss
 
-    def _ready(self, index: int, group: dict[str, Any]) -> list[tuple[Bucket, list[Any]]]:
-        """The buckets of a group that have gradients; parameters whose first gradient this is get a bucket."""
-        lr = group["lr"]
-        if not isinstance(lr, Tensor) and not 0.0 <= lr < float("inf"):
-            _checks.learning_rate(lr, adapted=False)
+    def _checked(self) -> list[list[Tensor]]:
+        """The parameters of each group whose first gradient this is; raises before anything has changed."""
+        fresh: list[list[Tensor]] = []
+        for index, group in enumerate(self.param_groups):
+            lr = group["lr"]
+            if type(lr) is not float or not 0.0 <= lr < _INFINITY:
+                _checks.learning_rate(lr, adapted=False)
+            known = self._bucketed.setdefault(index, set())
+            new: list[Tensor] = []
+            if len(known) < len(group["params"]):
+                for position, param in enumerate(group["params"]):
+                    if id(param) not in known and param.grad is not None:
+                        _checks.gradient(position, param, param.grad)
+                        new.append(param)
+            fresh.append(new)
+        return fresh
+
+    def _ready(self, index: int, group: dict[str, Any], fresh: list[Tensor]) -> list[tuple[Bucket, list[Any]]]:
+        """The buckets of a group that have gradients; `fresh` parameters get one."""
         buckets = self._buckets.setdefault(index, [])
-        known = self._bucketed.setdefault(index, set())
+        if any(bucket.moved() for bucket in buckets):
+            self._buckets[index] = buckets = self._rebuilt(group, buckets)
         ready = []
-        for position, bucket in enumerate(buckets):
-            if bucket._formats and bucket.moved():
-                buckets[position] = bucket = self._make_bucket(group, bucket.params, bucket.index)
+        for bucket in buckets:
             grads = [p.grad for p in bucket.params]
             if any(grad is not None for grad in grads):
                 ready.append((bucket, grads))
-        if len(known) < len(group["params"]):
-            new = [p for p in group["params"] if id(p) not in known and p.grad is not None]
-            for position, param in enumerate(new):
-                _checks.gradient(position, param, param.grad)
-            for members in partition(new):
-                bucket = self._make_bucket(group, members, sum(map(len, self._buckets.values())))
-                buckets.append(bucket)
-                known.update(map(id, members))
-                ready.append((bucket, [p.grad for p in members]))
+        for members in partition(fresh):
+            bucket = self._make_bucket(group, members, self._next_index())
+            buckets.append(bucket)
+            self._bucketed[index].update(map(id, members))
+            ready.append((bucket, [p.grad for p in members]))
         return ready
+
+    def _next_index(self) -> int:
+        return 1 + max((b.index for buckets in self._buckets.values() for b in buckets), default=-1)
+
+    def _rebuilt(self, group: dict[str, Any], buckets: list[Bucket]) -> list[Bucket]:
+        """New arenas where a parameter's data has another memory format than before."""
+        rebuilt = []
+        for bucket in buckets:
+            if not bucket.moved():
+                rebuilt.append(bucket)
+                continue
+            for position, members in enumerate(partition(bucket.params)):
+                rebuilt.append(
+                    self._make_bucket(group, members, bucket.index if position == 0 else self._next_index() + position)
+                )
+        return rebuilt
 
     def _kernel(self, name: str, bucket: Bucket, backend: str | None) -> ops.Kernel:
         if bucket.dtype is torch.float64:
@@ -239,8 +279,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         lr = group["lr"]
         learned = None if group["hypergrad"] in (None, "element") else bucket.rate
         base = 1.0 if group["hypergrad"] is None else group["_base_lr"]
-        if group["hypergrad"] == "global" and self._global_rate is not None:
-            base = self._global_base
+        if group["hypergrad"] == "global":
+            base = self._global_base()
         if not isinstance(lr, Tensor):
             return (bucket.ones if learned is None else learned), float(lr) / base
         factor = lr.to(bucket.device, torch.float32).reshape(1)
@@ -290,7 +330,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if group["hypergrad"] == "global" and len({g["_base_lr"] for g, _ in members}) > 1:
             # The step of a group is the shared rate times its ratio: so is its part of the hypergradient.
             for position, (member, _) in enumerate(members):
-                ratio = member["_base_lr"] / self._global_base
+                ratio = member["_base_lr"] / self._global_base()
                 stats[position] = stats[position] * stats[position].new_tensor([1.0, ratio, ratio * ratio, 1.0])
         if len(members) > 1:
             stats = [torch.cat([s.to(rate.device) for s in stats])]
@@ -312,17 +352,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             buckets = self._buckets.get(index, [])
             adapted = group["hypergrad"]
-            if adapted is None or not buckets:
-                rates.append(group["lr"])
-            elif adapted in ("group", "global"):
-                if adapted == "group" or not seen_global:
-                    assert buckets[0].rate is not None
-                    rates.append(buckets[0].rate)
-                seen_global = seen_global or adapted == "global"
+            if adapted == "global":
+                if not seen_global:
+                    rates.append(self._global_base() if self._global_rate is None else self._global_rate)
+                seen_global = True
+            elif adapted is None or not buckets:
+                rates.append(group["lr"] if adapted is None else group["_base_lr"])
+            elif adapted == "group":
+                assert buckets[0].rate is not None
+                rates.append(buckets[0].rate)
             else:
                 for bucket in buckets:
                     rates += [bucket.rate] if adapted == "tensor" and bucket.rate is not None else _means(bucket)
         return rates
+
+    def _global_base(self) -> float:
+        """The starting rate of the first group that shares the global rate."""
+        return float(next(g["_base_lr"] for g in self.param_groups if g["hypergrad"] == "global"))
 
     def learned_lr(self) -> list[float]:
         """The learned rates now, before a scheduler's factor.
@@ -400,7 +446,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             bucket.rate = siblings[0].rate if siblings else rates(1)
             return
         if self._global_rate is None:
-            self._global_rate, self._global_base = rates(1), start
+            self._global_rate = rates(1).fill_(self._global_base())
         bucket.rate = self._global_rate
 
     def _adopt(self, group: dict[str, Any], bucket: Bucket, slot: int, param: Tensor) -> None:
@@ -443,8 +489,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             return {**state, "state": _wrap(state["state"])}
 
         handle = self.register_load_state_dict_pre_hook(keep_dtypes)
+        before = dict(self.__dict__)
         try:
             super().load_state_dict(state_dict)
+        except Exception:
+            self.__dict__.update(before)  # a refused checkpoint changes nothing
+            raise
         finally:
             handle.remove()
 
@@ -460,21 +510,59 @@ class FusedOptimizer(torch.optim.Optimizer):
             for name, value in defaults.items():
                 group.setdefault(name, value)
             if group["hypergrad"] is not None:
-                group.setdefault("_base_lr", float(group["lr"]))
+                # A scheduler may have set lr to 0 just now; the rate then is what it multiplies.
+                group.setdefault("_base_lr", float(group.get("initial_lr", group["lr"])))
             self._check_group(group)
-        for param, values in list(self.state.items()):
-            self.state[param] = {name: _unwrap(value) for name, value in values.items()}
+        for key, values in list(self.state.items()):
+            self.state[key] = _unwrap(values)
         for index, group in enumerate(self.param_groups):
-            stateful = [p for p in group["params"] if self.state.get(p)]
+            params = group["params"]
+            stateful = [p for p in params if self.state.get(p)]
             self._bucketed[index] = set(map(id, stateful))
             self._buckets[index] = []
-            for members in partition(stateful):
-                count = sum(map(len, self._buckets.values()))
-                self._buckets[index].append(self._make_bucket(group, members, count))
+            for number, positions in group.pop("_buckets", []):
+                members = [params[position] for position in positions]
+                if len(partition(members)) == 1 and all(self.state.get(p) for p in members):
+                    self._buckets[index].append(self._make_bucket(group, members, number))
+            done = {id(p) for bucket in self._buckets[index] for p in bucket.params}
+            for members in partition(p for p in stateful if id(p) not in done):
+                self._buckets[index].append(self._make_bucket(group, members, self._next_index()))
         self._steps = max((int(s["step"]) for s in self.state.values() if "step" in s), default=0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "seed": self.seed}
+        groups = [dict(group) for group in self.param_groups]
+        self._arrange(groups)
+        return {
+            **super().__getstate__(),
+            "param_groups": groups,
+            "max_grad_norm": self.max_grad_norm,
+            "seed": self.seed,
+        }
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """A checkpoint in the format of PyTorch; its tensors are views of the live states, as there."""
+        saved: dict[str, Any] = super().state_dict()
+        self._arrange(saved["param_groups"])
+        return saved
+
+    def _arrange(self, groups: list[dict[str, Any]]) -> None:
+        """Notes the buckets, as (number, positions of parameters), in groups where loading would not find them again.
+
+        They differ where first gradients came at different steps; the bits of stochastic rounding depend on them.
+        """
+        number, differs, found = 0, False, []
+        for index, group in enumerate(self.param_groups):
+            position = {id(p): at for at, p in enumerate(group["params"])}
+            buckets = self._buckets.get(index, [])
+            found.append([(bucket.index, [position[id(p)] for p in bucket.params]) for bucket in buckets])
+            for at, members in enumerate(partition(p for p in group["params"] if self.state.get(p))):
+                expected = (number, [position[id(p)] for p in members])
+                differs = differs or at >= len(found[-1]) or found[-1][at] != expected
+                number += 1
+        if differs:
+            for group, buckets_of_group in zip(groups, found, strict=True):
+                group["_buckets"] = buckets_of_group
 
 
 def _tensors(params: Any) -> list[Tensor]:
@@ -499,6 +587,7 @@ def _explained(run: Callable[[], None], call: Call) -> None:
     except (RuntimeError, ValueError, TypeError):
         for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
             _checks.gradient(position, param, grad)
+            _checks.unchanged(position, param, call.bucket.dtype, int(call.layout.items[position, 2]))
         if all(p.stride() == g.stride() for p, g in zip(call.params, call.grads, strict=True)):
             raise
         call.match_strides()
