@@ -69,7 +69,9 @@ def install(source, target, **variables):
 
 
 FIRST_STEP = """
-    import json, warnings
+    import json, sys, warnings
+    # The import hook of an editable install would lend its native module to the package under test.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
     import torch
     from metafast.optim import AdamW
     w = torch.nn.Parameter(torch.ones(10))
