@@ -85,6 +85,8 @@ def check(params: Sequence[Tensor], grads: Sequence[Tensor], items: Tensor) -> N
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one stretch of memory, in any order of the dimensions."""
+    if tensor.numel() == 0:
+        return True
     expected = 1
     for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.shape, strict=True) if si != 1):
         if stride != expected:
