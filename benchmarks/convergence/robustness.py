@@ -42,7 +42,7 @@ def run(pair: str, method: str, rate: float, seed: int, max_steps: int | None) -
     )
 
 
-def summarize(rows: dict[str, Row], pairs: Sequence[str], seeds: int) -> Row:
+def summarize(rows: dict[str, Row], pairs: Sequence[str], methods: Sequence[str], seeds: int) -> Row:
     """Test accuracy by method and starting rate, and the count within one point of the best fixed rate."""
     table: Row = {}
     for pair in pairs:
@@ -53,7 +53,7 @@ def summarize(rows: dict[str, Row], pairs: Sequence[str], seeds: int) -> Row:
         best = max(RATES, key=lambda rate: mean(scores("fixed", rate, "val_accuracy")))
         target = mean(scores("fixed", best, "test_accuracy"))
         entry: Row = {"best_fixed_rate": best, "best_fixed_test_accuracy": rounded(target, 4), "methods": {}}
-        for method in METHODS:
+        for method in methods:
             accuracy = {rate: scores(method, rate, "test_accuracy") for rate in RATES}
             by_seed = []
             for seed in range(seeds):
@@ -128,7 +128,7 @@ def plot(rows: dict[str, Row], summary: Row, path: Path) -> None:
         lowest = entry["best_fixed_test_accuracy"]
         top.set_ylim(max(0.0, lowest - 25.0), min(100.0, lowest + 5.0))
         for index, rate in enumerate(RATES):
-            curve = rows[key(pair, "hypergradient", rate, 0)].get("lr_curve", [])
+            curve = rows.get(key(pair, "hypergradient", rate, 0), {}).get("lr_curve", [[1, rate]])
             bottom.plot(*zip(*curve, strict=True), color=colormaps["viridis"](index / 6.5), label=f"{rate:g}")
         bottom.set(yscale="log", xlabel="step", title="learned rate (seed 0), by starting rate")
         for axis in (top, bottom):
@@ -143,6 +143,7 @@ def plot(rows: dict[str, Row], summary: Row, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__, "robustness.json")
     options.add_argument("--pairs", nargs="+", default=list(ROBUSTNESS), choices=list(PAIRS))
+    options.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="fixed among them")
     args = options.parse_args(arguments)
     torch.set_num_threads(args.threads)
     results = Results(args.output, {"study": "robustness", "optimizer": "AdamW", "max_steps": args.max_steps})
@@ -150,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (key(p, m, r, s), partial(run, p, m, r, s, args.max_steps))
         for s in range(args.seeds)
         for p in args.pairs
-        for m in METHODS
+        for m in args.methods
         for r in RATES
     ]
     work_off(results, jobs, "robustness")
-    results.content["summary"] = summary = summarize(results.rows, args.pairs, args.seeds)
+    results.content["summary"] = summary = summarize(results.rows, args.pairs, args.methods, args.seeds)
     results.content["seeds"] = args.seeds
     results.save()
     show(summary)
