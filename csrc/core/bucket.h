@@ -47,7 +47,7 @@ struct Bucket {
     require(partials, d.f64, chunk_count() * kStatCount, op, "partials");
     require(step, d.f32, 0, op, "step");
     require(stats, d.f64, step.numel * kStatCount, op, "stats");
-    require(lr, d.f32, 1, op, "lr");
+    require(lr, d.f64, 1, op, "lr");
     STD_TORCH_CHECK(lr.numel == 1 || lr.numel == step.numel, op, ": lr has ", lr.numel, " elements, needs 1 or ",
                     step.numel);
     for (const View* v : {&grad_scale, &found_inf, &clip})

@@ -62,7 +62,7 @@ void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const c
   float* step = b.step.as<float>();
   double* stats = b.stats.as<double>();
   double* partials = b.partials.as<double>();
-  const float* lr = b.lr.as<const float>();
+  const double* lr = b.lr.as<const double>();
   const double g_mul = (maximize ? -1.0 : 1.0) * (b.clip ? *b.clip.as<const float>() : 1.0) /
                        (b.grad_scale ? *b.grad_scale.as<const float>() : 1.0);
 
@@ -89,11 +89,11 @@ void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const c
   for (int64_t i = 0; i < plan.item_count; ++i) {
     const int64_t slot = plan.items[i].slot, before = i ? plan.items[i - 1].slot : -1;
     if (pass.counts_step) step[slot] += 1.0f;
-    const float rate = lr[b.lr.numel > 1 ? slot : 0];
+    const double rate = lr[b.lr.numel > 1 ? slot : 0];
     if (before >= 0 && step[slot] == step[before] && rate == lr[b.lr.numel > 1 ? before : 0])
       hypers[i] = hypers[i - 1];  // pow() for each of a thousand tensors would cost more than a tiny tensor's pass
     else
-      hypers[i] = make(static_cast<double>(step[slot]), static_cast<double>(rate), g_mul);
+      hypers[i] = make(static_cast<double>(step[slot]), rate, g_mul);
   }
 
   const ChunkFn kernel = kernels().chunk[static_cast<int>(pass.rule)];
@@ -175,7 +175,7 @@ void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
   h.hi = args.number();
   const DTypeCodes& d = dtype_codes();
   const int64_t slots = segments.numel, rates = rate.numel;
-  require(rate, d.f32, 0, args.op(), "rate");
+  require(rate, d.f64, 0, args.op(), "rate");
   require(stats, d.f64, slots * kStatCount, args.op(), "stats");
   require(segments, d.i64, 0, args.op(), "segments");
   if (found_inf && *found_inf.as<const float>() != 0.0f) return;
@@ -207,14 +207,13 @@ void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
     const int bits = summand_bits(s.count);
     for (int k = 0; k < 3; ++k) s.total[k] += summand(row[i * kStatCount + k], s.exponent[k], bits);
   }
-  float* out = rate.as<float>();
+  double* out = rate.as<double>();
   for (int64_t r = 0; r < rates; ++r) {
     const Segment& s = sums[r];
     if (!s.finite || s.count == 0) continue;
     const int bits = summand_bits(s.count);
-    out[r] = static_cast<float>(hyper_rate(out[r], h, summed(s.total[0], s.exponent[0], bits),
-                                           summed(s.total[1], s.exponent[1], bits),
-                                           summed(s.total[2], s.exponent[2], bits)));
+    out[r] = hyper_rate(out[r], h, summed(s.total[0], s.exponent[0], bits), summed(s.total[1], s.exponent[1], bits),
+                        summed(s.total[2], s.exponent[2], bits));
   }
 }
 

@@ -17,7 +17,7 @@ constexpr int kLanes = 128;             // threads that share a chunk
 constexpr int kWarp = 32;
 constexpr int kFinishLanes = 1024;      // of a `finish` block: one warp for each of 32 tensors
 constexpr int kWide = 1024;             // chunks from which a tensor gets the whole block to add them
-constexpr int kRateLanes = 256;
+constexpr int kRateLanes = 256;         // that look through all slots for one rate
 
 enum class Types : int { all_float, all_bfloat, bfloat_param, any, count };
 
@@ -48,7 +48,7 @@ struct StepArgs {
   int64_t arena_size;  // the smallest of the arenas that the pass touches
   DType param_dtype, grad_dtype;
   const float* step;
-  const float* lr;
+  const double* lr;
   const float* grad_scale;
   const float* clip;
   RuleOptions options;
@@ -94,12 +94,42 @@ struct SquaresLaunch {
 static_assert(sizeof(SquaresLaunch) <= kParameterBytes);
 
 struct RateArgs {
-  float* rate;
+  double* rate;
   const double* stats;
   const int64_t* segments;
   int64_t rates, slots;
   const float* found_inf;
   HyperRate rule;
+};
+
+constexpr int kMoments = kStatCount - 1;  // p·p has no part in a rate
+
+// What one rate gathers from its slots: in the first look the scale of each sum, then the sums as integers, whose order
+// cannot matter.
+struct RateSum {
+  int exponent[kMoments];
+  bool finite = true;
+  int64_t count = 0, total[kMoments] = {};
+
+  MF_HD RateSum() {
+    for (int k = 0; k < kMoments; ++k) exponent[k] = exponent_of(0.0);
+  }
+
+  MF_HD void look(const double* row) {
+    ++count;
+    for (int k = 0; k < kMoments; ++k) {
+      const double x = row[k];
+      if (x - x != 0.0) finite = false;
+      const int e = x - x == 0.0 ? exponent_of(x) : exponent[k];
+      exponent[k] = e > exponent[k] ? e : exponent[k];
+    }
+  }
+
+  MF_HD void write(const RateArgs& a, int64_t r, int bits) const {
+    if (!finite || count == 0) return;
+    a.rate[r] = hyper_rate(a.rate[r], a.rule, summed(total[0], exponent[0], bits), summed(total[1], exponent[1], bits),
+                           summed(total[2], exponent[2], bits));
+  }
 };
 
 // A wrong table must stop the launch, not write to someone else's memory.
@@ -181,7 +211,7 @@ MF_HD void make_hyper(const RuleOptions& o, double t, double lr, double g, Hyper
 template <class Hyper>
 MF_HD void open_hyper(const StepArgs& a, int64_t slot, Hyper& h) {
   const double g_mul = (a.maximize ? -1.0 : 1.0) * (a.clip ? *a.clip : 1.0) / (a.grad_scale ? *a.grad_scale : 1.0);
-  make_hyper(a.options, static_cast<double>(step_number(a, slot)), static_cast<double>(a.lr[a.lr_per_slot ? slot : 0]),
+  make_hyper(a.options, static_cast<double>(step_number(a, slot)), a.lr[a.lr_per_slot ? slot : 0],
              g_mul, h);
 }
 

@@ -85,7 +85,7 @@ struct Driver {
     a.param_dtype = common_dtype(b.params, r.op, "params");
     a.grad_dtype = common_dtype(b.grads, r.op, "grads");
     a.step = b.step.as<const float>();
-    a.lr = b.lr.as<const float>();
+    a.lr = b.lr.as<const double>();
     a.lr_per_slot = b.lr.numel > 1;
     a.grad_scale = b.grad_scale.as<const float>();
     a.clip = b.clip.as<const float>();
@@ -160,11 +160,11 @@ inline void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
   a.rule.hi = args.number();
   const int32_t device = args.device_index();
   const DTypeCodes& d = dtype_codes();
-  require(rate, d.f32, 0, args.op(), "rate");
+  require(rate, d.f64, 0, args.op(), "rate");
   require(stats, d.f64, segments.numel * kStatCount, args.op(), "stats");
   require(segments, d.i64, 0, args.op(), "segments");
   if (found_inf) require(found_inf, d.f32, 1, args.op(), "found_inf");
-  a.rate = rate.as<float>();
+  a.rate = rate.as<double>();
   a.stats = stats.as<const double>();
   a.segments = segments.as<const int64_t>();
   a.rates = rate.numel;

@@ -124,7 +124,8 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
         arenas[0] = arenas[0].sqrt() - 0.5  # m has both signs
         step = torch.tensor([0.0, 1.0, 5.0, 1000.0], device=device)
         stats = torch.zeros(len(numels), 4, dtype=torch.float64, device=device)
-        lr = torch.linspace(0.5, 1.0, len(numels), device=device) if master else torch.ones(1, device=device)
+        rates = torch.linspace(0.5, 1.0, len(numels)) if master else torch.ones(1)
+        lr = rates.to(device, torch.float64)
         extra = [torch.tensor(value, device=device) if scaled else None for value in (8.0, 0.0, 0.5)]
         samples.append(
             (params, grads, arenas[0], arenas[1], arenas[2] if amsgrad else None, arenas[3] if master else None, step)

@@ -24,7 +24,7 @@ from ._rounding import rounding_key
 OBSERVE, APPLY, ELEMENT = 0, 1, 2
 RULES = ("additive", "multiplicative", "normalized", "sign")
 
-HYPER_OPTIONS = "Tensor({}!)? rate, int mode, int hyper_rule, float hyper_lr, float lr_min, float lr_max"
+HYPER_OPTIONS = "Tensor({}!)? rate, int phase, int hyper_rule, float hyper_lr, float lr_min, float lr_max"
 SCHEMA = f"hyper_adam({adam.TENSORS}, {HYPER_OPTIONS.format('i')}, {adam.OPTIONS}) -> ()"
 
 
@@ -61,7 +61,7 @@ def reference(
     found_inf: Tensor | None,
     clip: Tensor | None,
     rate: Tensor | None,
-    mode: int,
+    phase: int,
     hyper_rule: int,
     hyper_lr: float,
     lr_min: float,
@@ -82,14 +82,14 @@ def reference(
     arenas = (exp_avg, exp_avg_sq, max_exp_avg_sq, rate)
     for param, grad, row in zip(params, grads, items.tolist(), strict=True):
         slot = row[0]
-        step[slot] += mode != APPLY
+        step[slot] += phase != APPLY
         t = float(step[slot])
         s = _bucket.Segments(param, grad, arenas, master, row, None if seed < 0 else rounding_key(seed, slot, int(t)))
         m, v, vmax, r = s.states
         assert m is not None and v is not None
         scheduled = lr[slot if lr.numel() > 1 else 0].to(s.dtype) * lr_scale
         decay = weight_decay if decoupled else 0.0
-        if mode == APPLY:
+        if phase == APPLY:
             k, e = adam.bias(t, beta1, beta2, eps)
             direction = k * m / ((v if vmax is None else vmax).sqrt() + e)
             _bucket.write_stats(stats, slot, None, None, s.p)
@@ -100,8 +100,8 @@ def reference(
         if coupled:
             g = g + weight_decay * s.p
         u_old, u_new, m, v, vmax = adam.move_moments(g, m, v, vmax, t, beta1, beta2, eps)
-        _bucket.write_stats(stats, slot, g, u_old, s.p if mode == ELEMENT or coupled else None)
-        if mode == ELEMENT:
+        _bucket.write_stats(stats, slot, g, u_old, s.p if phase == ELEMENT or coupled else None)
+        if phase == ELEMENT:
             assert r is not None
             r = element_rate(r, g * u_old, hyper_rule, hyper_lr, lr_min, lr_max)
             s.store_param(s.p - r * scheduled * (u_new + decay * s.p))
@@ -109,14 +109,14 @@ def reference(
 
 
 def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple[Any, ...]]:
-    """Every mode on every sample of `adam`, and every element rule."""
+    """Every phase on every sample of `adam`, and every element rule."""
     samples = []
-    for mode, hyper_rule in ((OBSERVE, 0), (APPLY, 0), *((ELEMENT, rule) for rule in range(len(RULES)))):
+    for phase, hyper_rule in ((OBSERVE, 0), (APPLY, 0), *((ELEMENT, rule) for rule in range(len(RULES)))):
         for args in adam.sample_inputs(device, dtype, seed):
-            rate = torch.full_like(args[2], 1e-2) if mode == ELEMENT else None
-            if mode == APPLY:
+            rate = torch.full_like(args[2], 1e-2) if phase == ELEMENT else None
+            if phase == APPLY:
                 args[6].add_(1)  # the step that OBSERVE has counted
-            samples.append((*args[:15], rate, mode, hyper_rule, 0.02, 1e-8, 10.0, *args[15:]))
+            samples.append((*args[:15], rate, phase, hyper_rule, 0.02, 1e-8, 10.0, *args[15:]))
     return samples
 
 

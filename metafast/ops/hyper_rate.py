@@ -86,7 +86,7 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     stats[:, (0, 2, 3)] = stats[:, (0, 2, 3)].square()
     segments = torch.tensor([0, 1, 1, 1, -1, 3, 3])
     return [
-        (torch.full((4,), 1e-2, device=device), stats.to(device), segments.to(device), None, rule, 0.05, 1e-8, 10.0)
+        (torch.full((4,), 1e-2, dtype=torch.float64, device=device), stats.to(device), segments.to(device), None, rule, 0.05, 1e-8, 10.0)
         for rule in range(len(RULES))
     ]
 

@@ -38,7 +38,7 @@ def reference(
     found_inf: Tensor | None,
     clip: Tensor | None,
     rate: Tensor | None,
-    mode: int,
+    phase: int,
     hyper_rule: int,
     hyper_lr: float,
     lr_min: float,
@@ -58,7 +58,7 @@ def reference(
     arenas = (momentum_buffer, previous, None, rate)
     for param, grad, row in zip(params, grads, items.tolist(), strict=True):
         slot = row[0]
-        step[slot] += mode == ELEMENT
+        step[slot] += phase == ELEMENT
         t = float(step[slot])
         s = _bucket.Segments(param, grad, arenas, master, row, None if seed < 0 else rounding_key(seed, slot, int(t)))
         buffer, u_old, _, r = s.states
@@ -66,8 +66,8 @@ def reference(
         g = s.g * _bucket.gradient_scale(grad_scale, clip, maximize, param.device)
         if weight_decay != 0:
             g = g + weight_decay * s.p
-        _bucket.write_stats(stats, slot, g, u_old, s.p if mode == ELEMENT or weight_decay != 0 else None)
-        if mode == OBSERVE:
+        _bucket.write_stats(stats, slot, g, u_old, s.p if phase == ELEMENT or weight_decay != 0 else None)
+        if phase == OBSERVE:
             continue
         assert r is not None and u_old is not None
         u_new, buffer = sgd.direction(g, buffer, t == 1, momentum, dampening, nesterov)
@@ -80,12 +80,12 @@ def reference(
 def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple[Any, ...]]:
     """Both modes on every sample of `sgd` that keeps a direction, and every element rule."""
     samples = []
-    for mode, hyper_rule in ((OBSERVE, 0), *((ELEMENT, rule) for rule in range(len(RULES)))):
+    for phase, hyper_rule in ((OBSERVE, 0), *((ELEMENT, rule) for rule in range(len(RULES)))):
         for args in sgd.sample_inputs(device, dtype, seed):
             if args[2] is None and args[3] is None:
                 continue
-            rate = torch.full((args[0][-1].numel() + 256,), 1e-2, device=device) if mode == ELEMENT else None
-            samples.append((*args[:14], rate, mode, hyper_rule, 0.02, 1e-8, 10.0, *args[14:]))
+            rate = torch.full((args[0][-1].numel() + 256,), 1e-2, device=device) if phase == ELEMENT else None
+            samples.append((*args[:14], rate, phase, hyper_rule, 0.02, 1e-8, 10.0, *args[14:]))
     return samples
 
 

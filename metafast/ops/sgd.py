@@ -104,7 +104,8 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
         params, grads, arenas, layout = _bucket.sample_bucket(numels, 3, seed=seed, device=device, dtype=dtype)
         step = torch.tensor([0.0, 1.0, 0.0, 1000.0], device=device)
         stats = torch.zeros(len(numels), 4, dtype=torch.float64, device=device)
-        lr = torch.linspace(0.5, 1.0, len(numels), device=device) if master else torch.ones(1, device=device)
+        rates = torch.linspace(0.5, 1.0, len(numels)) if master else torch.ones(1)
+        lr = rates.to(device, torch.float64)
         extra = [torch.tensor(value, device=device) if scaled else None for value in (8.0, 0.0, 0.5)]
         samples.append(
             (params, grads, arenas[0] if momentum else None, arenas[1] if kept else None, arenas[2] if master else None)

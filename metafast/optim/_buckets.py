@@ -61,9 +61,10 @@ class Bucket:
         self.master: Tensor | None = None
         self.step = torch.zeros(len(shards), dtype=torch.float32, device=self.device)
         self.stats = torch.zeros(len(shards), 4, dtype=torch.float64, device=self.device)
-        self.ones = torch.ones(1, dtype=torch.float32, device=self.device)  # the rate that a scale multiplies
+        self.ones = torch.ones(1, dtype=torch.float64, device=self.device)  # the rate that a scale multiplies
         self.rate: Tensor | None = None  # learned rates of the slots, or the one they share
         self.segments: Tensor | None = None
+        self.starting = False  # before the first step of a new learned rate
         self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
         # Only these can change their memory format without changing anything else that a step looks at.
         self._watched = [p for p in self.params if p.dim() >= 2]

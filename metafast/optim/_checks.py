@@ -71,6 +71,8 @@ def common(group: dict[str, Any]) -> None:
     learning_rate(group["lr"], adapted=adapted and not started)
     number("weight_decay", group["weight_decay"], lambda x: x >= 0, "at least 0")
     number("hyper_lr", group["hyper_lr"], lambda x: x >= 0, "at least 0")
+    if group["safe_start"] is not None:
+        number("safe_start", group["safe_start"], lambda x: x > 0, "above 0 (or None for no safe start)")
     choice("hyper_rule", group["hyper_rule"], RULES)
     for name in ("maximize", "capturable", "hyper_exact", "master_weights", "stochastic_rounding"):
         flag(name, group[name])

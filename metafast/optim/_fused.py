@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..ops.hyper_adam import APPLY, ELEMENT, OBSERVE, RULES
 from . import _checks
 from ._buckets import Bucket, Call, local, partition
 from ._history import RateHistory, flat_rates
+from ._safe_start import Start, limit_rates
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -53,6 +53,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf, nothing is unscaled before
     _ops: tuple[str, str]  # (one pass, hypergradient passes)
     _exact_applies_moments: bool  # whether OBSERVE has already moved the states
+    _additive_hyper_lr: float
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, max_grad_norm: float | None, seed: int) -> None:
         if max_grad_norm is not None:
@@ -95,6 +96,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether the rule's states tell the previous direction."""
         return True
 
+    def _default_hyper_lr(self, group: dict[str, Any]) -> float:
+        """Measured in benchmarks/convergence; for "additive" the papers' own."""
+        if group["hyper_rule"] == "additive":
+            return self._additive_hyper_lr
+        if group["hypergrad"] == "element":
+            return 0.02
+        return 0.05 if group["hyper_rule"] == "sign" else 0.5
+
     # ---- groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -107,6 +116,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for index, param in enumerate(_tensors(param_group["params"])):
             _checks.parameter(index, param)
         merged = {**self.defaults, **{key: value for key, value in param_group.items() if key != "params"}}
+        if merged["hyper_lr"] is None:
+            merged["hyper_lr"] = param_group["hyper_lr"] = self._default_hyper_lr(merged)
         self._check_group(merged)
         if merged["backend"] in ("cpu", "cuda", "triton"):
             for device in {local(p).device.type for p in _tensors(param_group["params"])}:
@@ -156,6 +167,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             for _, call in calls:
                 call.check()
         clip = self._clip(calls, grad_scale) if self.max_grad_norm is not None else None
+        starting = [(group, call) for group, call in calls if call.bucket.starting]
+        if starting and (found_inf is None or not bool(found_inf)):
+            self._start_safely(starting, grad_scale, clip)
         exact = [(g, c) for g, c in calls if g["hyper_exact"] and g["hypergrad"] not in (None, "element")]
         for group, call in calls:
             adapted = group["hypergrad"]
@@ -283,19 +297,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             base = self._global_base()
         if not isinstance(lr, Tensor):
             return (bucket.ones if learned is None else learned), float(lr) / base
-        factor = lr.to(bucket.device, torch.float32).reshape(1)
+        factor = lr.to(bucket.device, torch.float64).reshape(1)
         return (factor if learned is None else learned * factor), 1.0 / base
 
     def _clip(self, calls: list[tuple[dict[str, Any], Call]], grad_scale: Tensor | None) -> Tensor | None:
         """min(1, max_grad_norm / (norm of all gradients + 1e-6)), on the first device."""
-        sums = []
-        for group, call in calls:
-            bucket = call.bucket
-            squares = torch.zeros(len(bucket), dtype=torch.float64, device=bucket.device)
-            kernel = self._kernel("grad_squares", bucket, None if group["backend"] == "triton" else group["backend"])
-            layout = call.layout
-            _explained(partial(_squares, kernel, call, squares, layout), call)
-            sums.append(_reduced(squares, bucket))
+        sums = [self._squares(group, call, call.grads) for group, call in calls]
         if not sums:
             return None
         every = torch.cat([s.to(sums[0].device) for s in sums])
@@ -306,7 +313,33 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.last_grad_norm = norm.float()
         return (self.max_grad_norm / (norm + _CLIP_EPS)).clamp(max=1.0).float()
 
+    def _squares(self, group: dict[str, Any], call: Call, tensors: list[Tensor]) -> Tensor:
+        """Σ x² of each slot's tensor, over all shards; 0 for the slots without a gradient."""
+        bucket, layout = call.bucket, call.layout
+        squares = torch.zeros(len(bucket), dtype=torch.float64, device=bucket.device)
+        kernel = self._kernel("grad_squares", bucket, None if group["backend"] == "triton" else group["backend"])
+        _explained(lambda: kernel(tensors, squares, layout.partials, layout.items, layout.chunks), call)
+        return _reduced(squares, bucket)
+
     # ---- learned rates
+
+    def _first_updates(
+        self, group: dict[str, Any], call: Call, grad_scale: Tensor | None, clip: Tensor | None
+    ) -> Tensor:
+        """Squared norms of the directions of a first step, float64 `[slots]`."""
+        raise NotImplementedError
+
+    def _start_safely(
+        self, starting: list[tuple[dict[str, Any], Call]], grad_scale: Tensor | None, clip: Tensor | None
+    ) -> None:
+        starts = []
+        for group, call in starting:
+            ratio = group["_base_lr"] / self._global_base() if group["hypergrad"] == "global" else 1.0
+            sizes = self._squares(group, call, call.params)
+            updates = self._first_updates(group, call, grad_scale, clip)
+            starts.append(Start(group, call.bucket, sizes, updates, ratio))
+            call.bucket.starting = False
+        limit_rates(starts)
 
     def _learn(self, calls: list[tuple[dict[str, Any], Call]], found_inf: Tensor | None) -> None:
         """Moves the learned rates by the statistics of this step's pass."""
@@ -430,28 +463,34 @@ class FusedOptimizer(torch.optim.Optimizer):
         start = float(group["_base_lr"])
 
         def rates(count: int) -> Tensor:
-            return torch.full((count,), start, dtype=torch.float32, device=bucket.device)
+            return torch.full((count,), start, dtype=torch.float64, device=bucket.device)
 
         if adapted == "element":
             bucket.arena("rate", group["rate_dtype"], start)
+            bucket.starting = True
             return
         if adapted == "tensor":
             bucket.rate = rates(len(bucket))
             bucket.segments = torch.arange(len(bucket), device=bucket.device)
+            bucket.starting = True
             return
         bucket.segments = torch.zeros(len(bucket), dtype=torch.int64, device=bucket.device)
         if adapted == "group":
             position = next(i for i, g in enumerate(self.param_groups) if g is group)
             siblings = self._buckets.get(position, [])
             bucket.rate = siblings[0].rate if siblings else rates(1)
+            bucket.starting = siblings[0].starting if siblings else True
             return
+        others = [b for buckets in self._buckets.values() for b in buckets if b.rate is self._global_rate]
         if self._global_rate is None:
             self._global_rate = rates(1).fill_(self._global_base())
         bucket.rate = self._global_rate
+        bucket.starting = all(other.starting for other in others)
 
     def _adopt(self, group: dict[str, Any], bucket: Bucket, slot: int, param: Tensor) -> None:
         """Replaces a parameter's state by views of the arenas, with the values that it had."""
         old = self.state.get(param, {})
+        bucket.starting = bucket.starting and not old
         views: dict[str, Any] = {"step": bucket.step[slot]}
         for name, arena in bucket.states.items():
             views[name] = bucket.view(arena, slot)
@@ -509,6 +548,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in defaults.items():
                 group.setdefault(name, value)
+            if group["hyper_lr"] is None:
+                group["hyper_lr"] = self._default_hyper_lr(group)
             if group["hypergrad"] is not None:
                 # A scheduler may have set lr to 0 just now; the rate then is what it multiplies.
                 group.setdefault("_base_lr", float(group.get("initial_lr", group["lr"])))
@@ -573,10 +614,6 @@ def _tensors(params: Any) -> list[Tensor]:
         raise TypeError("params must have an order; a set has none: pass a list")
     listed = [item[1] if isinstance(item, tuple) else item for item in params]
     return [item for item in listed if isinstance(item, Tensor)]
-
-
-def _squares(kernel: ops.Kernel, call: Call, squares: Tensor, layout: ops.Layout) -> None:
-    kernel(call.grads, squares, layout.partials, layout.items, layout.chunks)
 
 
 def _explained(run: Callable[[], None], call: Call) -> None:

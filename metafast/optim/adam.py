@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._buckets import Bucket
+from ._buckets import Bucket, Call
 from ._fused import FusedOptimizer, ParamsT
-
-HYPER_LR = 0.05
-HYPER_RULE = "normalized"
 
 
 class Adam(FusedOptimizer):
@@ -32,12 +29,17 @@ class Adam(FusedOptimizer):
         maximize: ascend. Default False.
         capturable: kept for checkpoints of PyTorch; the steps never synchronize with a device. Default False.
         hypergrad: what has a rate of its own: None (fixed rate), "global", "group", "tensor" or "element".
-        hyper_lr: step of the rate: relative to the rate for all rules but "additive". Default 0.05.
+        hyper_lr: step of the rate. Default (None): 0.5 for "normalized" and "multiplicative", 0.05 for "sign", and 0.02
+            for all of these with "element", where the cosine is a sign; 1e-7 for "additive" (1e-3 for SGD), as in the
+            paper, whose unit is that of lr / g·u.
         hyper_rule: "normalized" (default) multiplies the rate by `exp(hyper_lr * cos(g, u))`; "multiplicative" by
             `1 + hyper_lr * cos(g, u)`; "sign" by `exp(hyper_lr * sign(g·u))`; "additive" adds `hyper_lr * g·u`
             (Baydin et al. 2018).
         hyper_exact: False: one pass, the rate is one step late. True: the rate of a step uses that step's
             gradient, as in the paper, for a second pass over the states. "element" is always exact.
+        safe_start: before its first step, a learned rate is lowered to `safe_start * |p| / |u|` of the weight matrix
+            where that is smallest, so that a rate that starts far too large does not wreck the weights. None: no
+            limit. Default 0.1.
         lr_bounds: lowest and highest learned rate. Default (1e-8, 10).
         state_dtype: dtype of the moments, float32 or bfloat16. Default float32.
         rate_dtype: dtype of the rates of "element", float32 or bfloat16. Default float32.
@@ -67,6 +69,7 @@ class Adam(FusedOptimizer):
     _ops = ("adam", "hyper_adam")
     _exact_applies_moments = True
     _decoupled = False
+    _additive_hyper_lr = 1e-7
 
     def __init__(
         self,
@@ -80,9 +83,10 @@ class Adam(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         hypergrad: str | None = None,
-        hyper_lr: float = HYPER_LR,
-        hyper_rule: str = HYPER_RULE,
+        hyper_lr: float | None = None,
+        hyper_rule: str = "normalized",
         hyper_exact: bool = False,
+        safe_start: float | None = 0.1,
         lr_bounds: tuple[float, float] = (1e-8, 10.0),
         state_dtype: torch.dtype = torch.float32,
         rate_dtype: torch.dtype = torch.float32,
@@ -104,6 +108,7 @@ class Adam(FusedOptimizer):
             "hyper_lr": hyper_lr,
             "hyper_rule": hyper_rule,
             "hyper_exact": hyper_exact,
+            "safe_start": safe_start,
             "lr_bounds": lr_bounds,
             "state_dtype": state_dtype,
             "rate_dtype": rate_dtype,
@@ -118,6 +123,13 @@ class Adam(FusedOptimizer):
         _checks.betas(group["betas"])
         _checks.number("eps", group["eps"], lambda x: x >= 0, "at least 0")
         _checks.flag("amsgrad", group["amsgrad"])
+
+    def _first_updates(
+        self, group: dict[str, Any], call: Call, grad_scale: Tensor | None, clip: Tensor | None
+    ) -> Tensor:
+        # Every element of Adam's first direction has size 1, whatever the gradient's scale.
+        numels = [float(p.numel()) for p in call.bucket.params]
+        return torch.tensor(numels, dtype=torch.float64, device=call.bucket.device)
 
     def _state_names(self, group: dict[str, Any]) -> dict[str, torch.dtype]:
         names = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])

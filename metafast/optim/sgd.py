@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._buckets import Bucket
+from ._buckets import Bucket, Call
 from ._fused import FusedOptimizer, ParamsT
-from .adam import HYPER_LR, HYPER_RULE
 
 
 class SGD(FusedOptimizer):
@@ -26,7 +25,7 @@ class SGD(FusedOptimizer):
         dampening: dampening of the momentum. Default 0.
         weight_decay: L2 penalty. Default 0.
         nesterov: Nesterov momentum; needs momentum and no dampening. Default False.
-        maximize, capturable, hypergrad, hyper_lr, hyper_rule, hyper_exact, lr_bounds, state_dtype, rate_dtype,
+        maximize, capturable, hypergrad, hyper_lr, hyper_rule, hyper_exact, safe_start, lr_bounds, state_dtype, rate_dtype,
             master_weights, stochastic_rounding, max_grad_norm, seed, backend: as in `Adam`.
 
     Raises:
@@ -45,6 +44,7 @@ class SGD(FusedOptimizer):
 
     _ops = ("sgd", "hyper_sgd")
     _exact_applies_moments = False
+    _additive_hyper_lr = 1e-3
 
     def __init__(
         self,
@@ -58,9 +58,10 @@ class SGD(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         hypergrad: str | None = None,
-        hyper_lr: float = HYPER_LR,
-        hyper_rule: str = HYPER_RULE,
+        hyper_lr: float | None = None,
+        hyper_rule: str = "normalized",
         hyper_exact: bool = False,
+        safe_start: float | None = 0.1,
         lr_bounds: tuple[float, float] = (1e-8, 10.0),
         state_dtype: torch.dtype = torch.float32,
         rate_dtype: torch.dtype = torch.float32,
@@ -82,6 +83,7 @@ class SGD(FusedOptimizer):
             "hyper_lr": hyper_lr,
             "hyper_rule": hyper_rule,
             "hyper_exact": hyper_exact,
+            "safe_start": safe_start,
             "lr_bounds": lr_bounds,
             "state_dtype": state_dtype,
             "rate_dtype": rate_dtype,
@@ -101,6 +103,16 @@ class SGD(FusedOptimizer):
                 f"nesterov=True needs momentum above 0 and dampening=0, got momentum={group['momentum']!r} and "
                 f"dampening={group['dampening']!r}"
             )
+
+    def _first_updates(
+        self, group: dict[str, Any], call: Call, grad_scale: Tensor | None, clip: Tensor | None
+    ) -> Tensor:
+        # Momentum lets a steady gradient grow to g / (1 - momentum).
+        factor = torch.ones((), dtype=torch.float64, device=call.bucket.device) / (1.0 - group["momentum"])
+        for scale, power in ((clip, 1), (grad_scale, -1)):
+            if scale is not None:
+                factor = factor * scale.to(factor) ** power
+        return self._squares(group, call, call.grads) * factor.square()
 
     def _keeps_previous(self, group: dict[str, Any]) -> bool:
         return group["hypergrad"] is not None and (group["momentum"] == 0 or group["nesterov"])
