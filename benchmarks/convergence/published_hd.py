@@ -54,6 +54,7 @@ def optimizer(method: str, params: Iterable[nn.Parameter]) -> torch.optim.Optimi
             "hyper_rule": "additive",
             "hyper_exact": True,
             "hyper_lr": 1e-7 if base == "adam" else 1e-3,
+            "safe_start": None,
         }
     if base == "adam":
         return Adam(params, **options)
