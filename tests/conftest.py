@@ -14,6 +14,8 @@ if SHARED_DATA.is_dir():
 # Deterministic mode, which fills fresh memory, asks cuBLAS for this.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+torch.set_num_threads(1)  # small tensors: a pool only waits for itself. Tests of threads set their own number.
+
 # No deadline: shared machines pause. Derandomized: a red run is red again on the next machine.
 settings.register_profile("metafast", deadline=None, derandomize=True, print_blob=True, max_examples=50)
 settings.load_profile("metafast")

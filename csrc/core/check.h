@@ -147,7 +147,9 @@ inline StreamRef stream(const View& v, const char* op, const char* name) {
 }
 
 inline void require(const View& v, int32_t dtype, int64_t numel, const char* op, const char* name) {
-  STD_TORCH_CHECK(v.dtype == dtype, op, ": ", name, " has another dtype than its schema's docs say");
+  const DTypeCodes& d = dtype_codes();
+  const char* wanted = dtype == d.f64 ? "float64" : (dtype == d.f32 ? "float32" : "int64");
+  STD_TORCH_CHECK(v.dtype == dtype, op, ": ", name, " must be ", wanted);
   STD_TORCH_CHECK(v.numel >= numel, op, ": ", name, " has ", v.numel, " elements, needs at least ", numel);
 }
 
