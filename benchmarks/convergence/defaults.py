@@ -1,6 +1,7 @@
 """Chooses hyper_rule, hyper_lr, granularity and safe_start on validation data, over eight data set and model pairs.
 
-python -m benchmarks.convergence.defaults --seeds 2
+python -m benchmarks.convergence.defaults
+python -m benchmarks.convergence.defaults --optimizer sgd
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from metafast.optim import AdamW
+import torch
+
+from metafast.optim import SGD, AdamW
 
 from .pairs import PAIRS
 from .study import Results, Row, mean, parser, rounded, train, work_off
@@ -29,6 +32,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 CANDIDATES |= {
     "normalized 0.5 tensor": {"hyper_rule": "normalized", "hyper_lr": 0.5, "hypergrad": "tensor"},
+    "normalized 0.05 tensor": {"hyper_rule": "normalized", "hyper_lr": 0.05, "hypergrad": "tensor"},
     "normalized 0.5 global, exact": {
         "hyper_rule": "normalized",
         "hyper_lr": 0.5,
@@ -56,12 +60,22 @@ CANDIDATES |= {
 }
 
 
+SGD_CANDIDATES = {
+    f"normalized {step} global": {"hyper_rule": "normalized", "hyper_lr": step, "hypergrad": "global"}
+    for step in (0.05, 0.1, 0.2, 0.5)
+}
+STUDIES: dict[str, tuple[Any, dict[str, dict[str, Any]], tuple[str, ...]]] = {
+    "adamw": (AdamW, CANDIDATES, tuple(PAIRS)),
+    "sgd": (partial(SGD, momentum=0.9), SGD_CANDIDATES, ("mnist_mlp", "fashion_mnist_mlp", "digits_cnn", "clinc_mlp")),
+}
+
+
 def key(pair: str, method: str, rate: float, seed: int) -> str:
     return f"{pair} | {method} | {rate:g} | {seed}"
 
 
-def run(pair: str, options: dict[str, Any], rate: float, seed: int, max_steps: int | None) -> Row:
-    row = train(PAIRS[pair], lambda params: AdamW(params, lr=rate, **options), seed, max_steps=max_steps)
+def run(make: Any, pair: str, options: dict[str, Any], rate: float, seed: int, max_steps: int | None) -> Row:
+    row = train(PAIRS[pair], lambda params: make(params, lr=rate, **options), seed, max_steps=max_steps)
     kept = ("steps", "val_accuracy", "val_loss", "seconds", "final_lr")  # no test number: nothing here may see it
     return {name: row[name] for name in kept if name in row}
 
@@ -89,29 +103,24 @@ def _entry(difference: dict[float, float]) -> Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser(__doc__, "defaults.json", seeds=2)
-    options.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
-    options.add_argument("--methods", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    options = parser(__doc__, "defaults.json", seeds=1)
+    options.add_argument("--optimizer", default="adamw", choices=list(STUDIES))
+    options.add_argument("--pairs", nargs="+", choices=list(PAIRS))
+    options.add_argument("--methods", nargs="+", choices=list(CANDIDATES))
     args = options.parse_args(arguments)
-    import torch
-
     torch.set_num_threads(args.threads)
-    results = Results(args.output, {"study": "defaults", "optimizer": "AdamW", "max_steps": args.max_steps})
-    seeds = range(args.seeds)
+    make, candidates, pairs = STUDIES[args.optimizer]
+    pairs, methods = args.pairs or pairs, args.methods or list(candidates)
+    results = Results(args.output, {"study": "defaults", "optimizer": args.optimizer, "max_steps": args.max_steps})
     jobs = [
-        (key(p, "fixed", r, s), partial(run, p, {}, r, s, args.max_steps))
-        for p in args.pairs
-        for s in seeds
-        for r in FIXED_RATES
-    ] + [
-        (key(p, m, r, s), partial(run, p, CANDIDATES[m], r, s, args.max_steps))
-        for p in args.pairs
-        for m in args.methods
-        for s in seeds
-        for r in RATES
+        (key(p, m, r, s), partial(run, make, p, o, r, s, args.max_steps))
+        for s in range(args.seeds)
+        for p in pairs
+        for m, o, rates in (("fixed", {}, FIXED_RATES), *((m, candidates[m], RATES) for m in methods))
+        for r in rates
     ]
     work_off(results, jobs, "defaults")
-    results.content["summary"] = summarize(results, args.pairs, args.methods, args.seeds)
+    results.content["summary"] = summarize(results, pairs, methods, args.seeds)
     results.content["seeds"] = args.seeds
     results.save()
     show(results.content["summary"])
