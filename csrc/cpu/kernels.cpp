@@ -13,8 +13,8 @@
 namespace mf::cpu::MF_ISA {
 namespace {
 
-constexpr int kLanes = 16;    // a block is a multiple of this; the last one is padded with zeros
-constexpr int kBlock = 1024;  // elements between two additions to the double sums; buffers of this size stay in L1
+constexpr int64_t kLanes = 16;    // a block is a multiple of this; the last one is padded with zeros
+constexpr int64_t kBlock = 1024;  // elements between two additions to the double sums; buffers of this size stay in L1
 
 void load_f16(const uint16_t* src, float* dst, int64_t n) {
   int64_t i = 0;
@@ -88,7 +88,8 @@ float* open(const StreamRef& s, int64_t offset, int64_t n, int64_t padded, float
 }
 
 template <int kStream>
-void close(const StreamRef& s, int64_t offset, int64_t n, const float* values, const uint32_t* word) {
+void close(const StreamRef& s, int64_t offset, int64_t n, const StreamRef& floats, const uint32_t* word) {
+  const float* values = static_cast<const float*>(floats.data);
   if (s.dtype == DType::f32) {
     float* data = static_cast<float*>(s.data) + offset;
     if (data != values) std::memcpy(data, values, static_cast<size_t>(n) * sizeof(float));
@@ -125,88 +126,183 @@ struct Sums {
   float gg = 0, gu = 0, uu = 0, pp = 0;
 };
 
-// n is a multiple of kLanes.
-template <class R>
-Sums block(const typename R::Hyper& hyper, int64_t n, const float* __restrict g, float* __restrict p,
-           float* __restrict s0, float* __restrict s1, float* __restrict s2, float* __restrict s3) {
+// ---- common storage types, converted in registers: passes over buffers before and after cost as much as the maths
+
+template <DType kType>
+struct Storage {
+  using type = uint16_t;
+  MF_HD static float load(uint16_t x) { return bf16_to_float(x); }
+};
+template <>
+struct Storage<DType::f32> {
+  using type = float;
+  MF_HD static float load(float x) { return x; }
+};
+
+template <DType kType, int kStream, bool kStochastic>
+MF_HD typename Storage<kType>::type stored(float x, uint32_t word) {
+  if constexpr (kType == DType::f32) {
+    return x;
+  } else {
+    return float_to_bf16(x, kStochastic ? rounding_bits(word, kStream) : nearest_even_bits(x));
+  }
+}
+
+// Storage types of one call: of the parameter and its gradient, of s0 to s2, and of s3.
+template <DType kParam, DType kState, DType kRate, bool kStochasticRounding = false>
+struct Format {
+  static constexpr DType kP = kParam, kS = kState, kR = kRate;
+  static constexpr bool kStochastic = kStochasticRounding;
+  static constexpr bool kFloat = kP == DType::f32 && kS == DType::f32 && kR == DType::f32;
+  static constexpr int64_t kWidth = kFloat ? kLanes : 2 * kLanes;  // 16-bit vectors hold twice as many
+
+  template <class R>
+  static bool fits(const Chunk& c) {
+    const auto is = [](unsigned stream, const StreamRef& s, DType type) {
+      return !((R::kReads | R::kWrites) & stream) || s.dtype == type;
+    };
+    return is(mf::kP, c.p, kP) && is(kG, c.g, kP) && is(kS0, c.s[0], kS) && is(kS1, c.s[1], kS) &&
+           is(kS2, c.s[2], kS) && is(kS3, c.s[3], kR) && !c.copy.data && (kFloat || c.stochastic == kStochastic);
+  }
+};
+using Floats = Format<DType::f32, DType::f32, DType::f32>;
+
+template <class T>
+T* from(const StreamRef& s, int64_t element) {
+  return s.data ? static_cast<T*>(s.data) + element : nullptr;
+}
+
+// One loop does loads, maths, sums, rounding and stores. n is a multiple of F::kWidth.
+template <class R, class F>
+Sums block(const typename R::Hyper& hyper, const Chunk& c, int64_t first, int64_t n) {
+  using P = Storage<F::kP>;
+  using S = Storage<F::kS>;
+  using Q = Storage<F::kR>;
+  const auto* __restrict g = from<const typename P::type>(c.g, first);
+  auto* __restrict p = from<typename P::type>(c.p, first);
+  auto* __restrict s0 = from<typename S::type>(c.s[0], first);
+  auto* __restrict s1 = from<typename S::type>(c.s[1], first);
+  auto* __restrict s2 = from<typename S::type>(c.s[2], first);
+  auto* __restrict s3 = from<typename Q::type>(c.s[3], first);
   const typename R::Hyper h = hyper;
+  const uint64_t element = static_cast<uint64_t>(c.first + first);
+  const uint32_t key = c.key, low = static_cast<uint32_t>(element);
+  const uint32_t high = static_cast<uint32_t>(element >> 32) * 0x9e3779b9u;
   float gg = 0, gu = 0, uu = 0, pp = 0;
-  n &= ~static_cast<int64_t>(kLanes - 1);
+  n &= ~(F::kWidth - 1);
 #pragma omp simd reduction(+ : gg, gu, uu, pp)
   for (int64_t i = 0; i < n; ++i) {
-    float gi = 0, u = 0, pi = 0, a = 0, b = 0, c = 0, d = 0;
-    if constexpr (R::kReads & kG) gi = g[i];
-    if constexpr (R::kReads & kP) pi = p[i];
-    if constexpr (R::kReads & kS0) a = s0[i];
-    if constexpr (R::kReads & kS1) b = s1[i];
-    if constexpr (R::kReads & kS2) c = s2[i];
-    if constexpr (R::kReads & kS3) d = s3[i];
-    if constexpr (R::kReads & kP) pp += pi * pi;
-    R::step(h, gi, u, pi, a, b, c, d);
+    float gi = 0, u = 0, pi = 0, a = 0, b = 0, c2 = 0, d = 0;
+    if constexpr (R::kReads & kG) gi = P::load(g[i]);
+    if constexpr (R::kReads & mf::kP) pi = P::load(p[i]);
+    if constexpr (R::kReads & kS0) a = S::load(s0[i]);
+    if constexpr (R::kReads & kS1) b = S::load(s1[i]);
+    if constexpr (R::kReads & kS2) c2 = S::load(s2[i]);
+    if constexpr (R::kReads & kS3) d = Q::load(s3[i]);
+    if constexpr (R::kReads & mf::kP) pp += pi * pi;
+    R::step(h, gi, u, pi, a, b, c2, d);
     if constexpr (R::kStats) {
       gg += gi * gi;
       gu += gi * u;
       uu += u * u;
     }
-    if constexpr (R::kWrites & kP) p[i] = pi;
-    if constexpr (R::kWrites & kS0) s0[i] = a;
-    if constexpr (R::kWrites & kS1) s1[i] = b;
-    if constexpr (R::kWrites & kS2) s2[i] = c;
-    if constexpr (R::kWrites & kS3) s3[i] = d;
+    const uint32_t word = F::kStochastic ? mix32(((low + static_cast<uint32_t>(i)) ^ key) + high) : 0u;
+    if constexpr (R::kWrites & mf::kP) p[i] = stored<F::kP, 0, F::kStochastic>(pi, word);
+    if constexpr (R::kWrites & kS0) s0[i] = stored<F::kS, 1, F::kStochastic>(a, word);
+    if constexpr (R::kWrites & kS1) s1[i] = stored<F::kS, 2, F::kStochastic>(b, word);
+    if constexpr (R::kWrites & kS2) s2[i] = stored<F::kS, 3, F::kStochastic>(c2, word);
+    if constexpr (R::kWrites & kS3) s3[i] = stored<F::kR, 4, F::kStochastic>(d, word);
   }
   return {gg, gu, uu, pp};
 }
 
+struct Totals {
+  double sum[kStatCount] = {};
+
+  void operator+=(const Sums& part) {
+    sum[0] += part.gg;
+    sum[1] += part.gu;
+    sum[2] += part.uu;
+    sum[3] += part.pp;
+  }
+};
+
+// Runs the whole vectors of a chunk of format F, and says how many elements they are.
+template <class R, class F>
+bool run_format(const Chunk& c, const typename R::Hyper& h, Totals& totals, int64_t& done) {
+  if (!F::template fits<R>(c)) return false;
+  // A chunk that crosses 2^32 elements is left to the general loop, whose random words are 64-bit.
+  if (F::kStochastic && static_cast<uint32_t>(c.first) + static_cast<uint64_t>(c.n) > 0xffffffffull) return false;
+  const int64_t whole = c.n & ~(F::kWidth - 1);
+  for (; done < whole; done += kBlock) totals += block<R, F>(h, c, done, std::min(kBlock, whole - done));
+  done = whole;
+  return true;
+}
+
+// The storage types that are converted in registers. Others take the general loop.
 template <class R>
-void run_chunk(const Chunk& c, const void* hyper, double* sums) {
-  const auto& h = *static_cast<const typename R::Hyper*>(hyper);
-  const FlushDenormals flush;
+int64_t run_common(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16;
+  int64_t done = 0;
+  const auto any = [&]<class... F>() { return (run_format<R, F>(c, h, totals, done) || ...); };
+  if constexpr (R::kWrites & kS3)
+    any.template operator()<Floats, Format<f32, f32, bf16>, Format<f32, f32, bf16, true>, Format<f32, bf16, bf16>,
+                            Format<f32, bf16, bf16, true>, Format<bf16, bf16, bf16>, Format<bf16, bf16, bf16, true>>();
+  else
+    any.template operator()<Floats, Format<f32, bf16, f32>, Format<f32, bf16, f32, true>, Format<bf16, bf16, f32>,
+                            Format<bf16, bf16, f32, true>, Format<bf16, f32, f32>, Format<bf16, f32, f32, true>>();
+  return done;
+}
+
+// Any storage types and any rest, through buffers of floats.
+template <class R>
+void run_general(const Chunk& c, const typename R::Hyper& h, Totals& totals, int64_t begin) {
   alignas(64) float buffer[2 + kMaxStates][kBlock];
   alignas(64) uint32_t words[kBlock];
-  double gg = 0, gu = 0, uu = 0, pp = 0;
-  for (int64_t i = 0; i < c.n; i += kBlock) {
-    int64_t n = std::min<int64_t>(kBlock, c.n - i);
-    // A last block of whole vectors and a rest: the rest goes alone through the padded buffers.
-    if (n > kLanes && n % kLanes != 0) n -= n % kLanes;
-    const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-    float *p = nullptr, *g = nullptr, *s[kMaxStates] = {};
-    if constexpr (R::kReads & kG) g = open(c.g, i, n, padded, buffer[0]);
-    if constexpr (R::kReads & kP) p = open(c.p, i, n, padded, buffer[1]);
-    if constexpr (R::kReads & kS0) s[0] = open(c.s[0], i, n, padded, buffer[2]);
-    if constexpr (R::kReads & kS1) s[1] = open(c.s[1], i, n, padded, buffer[3]);
-    if constexpr (R::kReads & kS2) s[2] = open(c.s[2], i, n, padded, buffer[4]);
-    if constexpr (R::kReads & kS3) s[3] = open(c.s[3], i, n, padded, buffer[5]);
-    const Sums part = block<R>(h, padded, g, p, s[0], s[1], s[2], s[3]);
+  int64_t n;
+  for (int64_t i = begin; i < c.n; i += n) {
+    n = std::min(kBlock, c.n - i);
+    if (n > kLanes) n &= ~(kLanes - 1);  // whole vectors may be used in place; a rest goes alone, padded
+    const int64_t padded = (n + kLanes - 1) & ~(kLanes - 1);
+    const auto opened = [&](unsigned stream, const StreamRef& s, int which) {
+      const bool used = (R::kReads | R::kWrites) & stream;
+      return StreamRef{used ? open(s, i, n, padded, buffer[which]) : nullptr, DType::f32};
+    };
+    Chunk floats;
+    floats.g = opened(kG, c.g, 0);
+    floats.p = opened(kP, c.p, 1);
+    for (int k = 0; k < kMaxStates; ++k) floats.s[k] = opened(kS0 << k, c.s[k], 2 + k);
+    totals += block<R, Floats>(h, floats, 0, padded);
     const uint32_t* word = nullptr;
     if (c.stochastic) {
       rounding_words(words, c.key, c.first + i, n);
       word = words;
     }
     if constexpr (R::kWrites & kP) {
-      close<0>(c.p, i, n, p, c.copy.data ? nullptr : word);
-      if (c.copy.data) close<0>(c.copy, i, n, p, nullptr);
+      close<0>(c.p, i, n, floats.p, c.copy.data ? nullptr : word);
+      if (c.copy.data) close<0>(c.copy, i, n, floats.p, nullptr);
     }
-    if constexpr (R::kWrites & kS0) close<1>(c.s[0], i, n, s[0], word);
-    if constexpr (R::kWrites & kS1) close<2>(c.s[1], i, n, s[1], word);
-    if constexpr (R::kWrites & kS2) close<3>(c.s[2], i, n, s[2], word);
-    if constexpr (R::kWrites & kS3) close<4>(c.s[3], i, n, s[3], word);
-    gg += part.gg;
-    gu += part.gu;
-    uu += part.uu;
-    pp += part.pp;
-    i -= kBlock - n;  // a short block moves on by its own length
+    if constexpr (R::kWrites & kS0) close<1>(c.s[0], i, n, floats.s[0], word);
+    if constexpr (R::kWrites & kS1) close<2>(c.s[1], i, n, floats.s[1], word);
+    if constexpr (R::kWrites & kS2) close<3>(c.s[2], i, n, floats.s[2], word);
+    if constexpr (R::kWrites & kS3) close<4>(c.s[3], i, n, floats.s[3], word);
   }
-  sums[0] = gg;
-  sums[1] = gu;
-  sums[2] = uu;
-  sums[3] = pp;
+}
+
+template <class R>
+void run_chunk(const Chunk& c, const void* hyper, double* sums) {
+  const auto& h = *static_cast<const typename R::Hyper*>(hyper);
+  const FlushDenormals flush;
+  Totals totals;
+  run_general<R>(c, h, totals, run_common<R>(c, h, totals));
+  std::copy(totals.sum, totals.sum + kStatCount, sums);
 }
 
 double squares(StreamRef g, int64_t size) {
   alignas(64) float buffer[kBlock];
   double total = 0;
   for (int64_t i = 0; i < size; i += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, size - i);
+    const int64_t n = std::min(kBlock, size - i);
     const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
     const float* x = open(g, i, n, padded, buffer);
     float sum = 0;
