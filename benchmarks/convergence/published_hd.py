@@ -153,12 +153,14 @@ def plot(rows: dict[str, Row], model_names: Sequence[str], path: Path) -> None:
             row = rows[f"{name} | {method} | 0"]
             base, _, adapted = method.partition("_")
             style = {"color": colours[base], "ls": "-" if adapted else "--", "label": method}
-            left.plot(row["valid_loss_by_epoch"], **style)
+            losses = row["valid_loss_by_epoch"][1:]
+            left.plot(range(1, len(losses) + 1), losses, **style)
             left.plot([EPOCHS], [published], "o", color=colours[base], mfc=colours[base] if adapted else "white")
             if adapted:
                 right.plot(*zip(*row["lr_curve"], strict=True), **style)
-        left.set(yscale="log", xlabel="epoch of 469 steps", ylabel="validation loss", title=f"{name} (dots: published)")
-        right.set(yscale="log", xlabel="step", ylabel="learned rate", title=f"{name}: learned rate")
+        left.set(xlabel="epoch of 469 steps", ylabel="validation loss", title=f"{name} (dots: published)")
+        right.set(yscale="log", xlabel="step", ylabel="learned rate", title=f"{name}: learned rate (at least 1e-8)")
+        right.set_ylim(bottom=1e-5)
         for axis in (left, right):
             axis.grid(alpha=0.3, which="both")
             axis.legend(fontsize=8)

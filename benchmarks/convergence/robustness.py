@@ -98,7 +98,7 @@ def plot(rows: dict[str, Row], summary: Row, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(summary), 7.2), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(summary), 7.8), layout="constrained")
     axes = figure.subplots(2, len(summary), squeeze=False)
     for column, (pair, entry) in enumerate(summary.items()):
         top, bottom = axes[0][column], axes[1][column]
@@ -125,8 +125,8 @@ def plot(rows: dict[str, Row], summary: Row, path: Path) -> None:
                 capsize=2,
             )
         top.set(xscale="log", title=pair, xlabel="starting learning rate")
-        lowest = entry["best_fixed_test_accuracy"]
-        top.set_ylim(max(0.0, lowest - 25.0), min(100.0, lowest + 5.0))
+        goal = entry["best_fixed_test_accuracy"]
+        top.set_ylim(max(0.0, goal - 15.0), min(100.0, goal + 5.0))
         for index, rate in enumerate(RATES):
             curve = rows.get(key(pair, "hypergradient", rate, 0), {}).get("lr_curve", [[1, rate]])
             bottom.plot(*zip(*curve, strict=True), color=colormaps["viridis"](index / 6.5), label=f"{rate:g}")
@@ -135,7 +135,7 @@ def plot(rows: dict[str, Row], summary: Row, path: Path) -> None:
             axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("test accuracy, percent (mean of seeds)")
     axes[1][0].set_ylabel("learning rate")
-    axes[0][0].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[1][-1].legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
 
