@@ -21,6 +21,14 @@ settings.register_profile("metafast", deadline=None, derandomize=True, print_blo
 settings.load_profile("metafast")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    from metafast.ops._native import LIBRARIES
+
+    if not LIBRARIES["cpu"].loaded:
+        # Without a compiler the references are what is tested; tests/test_install.py has the warning's own test.
+        config.addinivalue_line("filterwarnings", "ignore:metafast runs its slow PyTorch reference:RuntimeWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
