@@ -89,13 +89,14 @@ __global__ void __launch_bounds__(kFinishLanes) finish_kernel(const __grid_const
   }
 }
 
-// A block for each rate looks through all slots: rates are few, or have few tensors each.
+// A block for each rate looks through all slots: rates are few, or have few tensors each. Integer atomics in shared
+// memory, because their order cannot change a result.
 __global__ void __launch_bounds__(kRateLanes) rate_kernel(const RateArgs a) {
   if (skipped(a.found_inf)) return;
-  constexpr int kMoments = kStatCount - 1;
   __shared__ int exponent[kMoments], finite;
   __shared__ unsigned long long count, total[kMoments];
   for (int64_t r = blockIdx.x; r < a.rates; r += gridDim.x) {
+    RateSum sum;
     if (threadIdx.x < kMoments) {
       exponent[threadIdx.x] = exponent_of(0.0);
       total[threadIdx.x] = 0;
@@ -105,33 +106,34 @@ __global__ void __launch_bounds__(kRateLanes) rate_kernel(const RateArgs a) {
       count = 0;
     }
     __syncthreads();
-    // Integer atomics: their order cannot change the result.
-    for (int64_t i = threadIdx.x; i < a.slots; i += kRateLanes) {
-      if (a.segments[i] != r) continue;
-      atomicAdd(&count, 1ull);
-      for (int k = 0; k < kMoments; ++k) {
-        const double x = a.stats[i * kStatCount + k];
-        if (x - x == 0.0) {
-          atomicMax(&exponent[k], exponent_of(x));
-        } else {
-          finite = 0;
-        }
-      }
+    for (int64_t i = threadIdx.x; i < a.slots; i += kRateLanes)
+      if (a.segments[i] == r) sum.look(a.stats + i * kStatCount);
+    if (sum.count > 0) {
+      atomicAdd(&count, static_cast<unsigned long long>(sum.count));
+#pragma unroll
+      for (int k = 0; k < kMoments; ++k) atomicMax(&exponent[k], sum.exponent[k]);
+      if (!sum.finite) finite = 0;
     }
     __syncthreads();
     const int bits = summand_bits(static_cast<int64_t>(count));
-    if (finite)
+    if (finite) {
       for (int64_t i = threadIdx.x; i < a.slots; i += kRateLanes) {
         if (a.segments[i] != r) continue;
+#pragma unroll
         for (int k = 0; k < kMoments; ++k)
           atomicAdd(&total[k], static_cast<unsigned long long>(summand(a.stats[i * kStatCount + k], exponent[k], bits)));
       }
+    }
     __syncthreads();
-    if (threadIdx.x == 0 && finite && count > 0) {
-      double moment[kMoments];
+    if (threadIdx.x == 0) {
+      sum.finite = finite;
+      sum.count = static_cast<int64_t>(count);
 #pragma unroll
-      for (int k = 0; k < kMoments; ++k) moment[k] = summed(static_cast<int64_t>(total[k]), exponent[k], bits);
-      a.rate[r] = static_cast<float>(hyper_rate(a.rate[r], a.rule, moment[0], moment[1], moment[2]));
+      for (int k = 0; k < kMoments; ++k) {
+        sum.exponent[k] = exponent[k];
+        sum.total[k] = static_cast<int64_t>(total[k]);
+      }
+      sum.write(a, r, bits);
     }
     __syncthreads();
   }
