@@ -71,7 +71,7 @@ def train(
         if schedule is not None:
             schedule.step()
         running, weight = 0.98 * running + 0.02 * float(loss.detach()), 0.98 * weight + 0.02
-        if step % max(1, steps // 50) == 0:
+        if step % max(1, steps // 25) == 0:
             curve.append([step, rounded(running / weight)])
     seconds = time.perf_counter() - begin
     val, test = evaluate(model, parts.val), evaluate(model, parts.test)
@@ -86,7 +86,7 @@ def train(
     }
     history = getattr(optimizer, "lr_history", None)
     if history and optimizer.param_groups[0].get("hypergrad"):
-        every = max(1, len(history) // 50)
+        every = max(1, len(history) // 40)
         row["lr_curve"] = [[step, *map(rounded, rates[:1])] for step, rates in history[::every]]
         row["final_lr"] = [rounded(rate) for rate in history[-1][1]]
     return row
@@ -123,8 +123,17 @@ class Results:
         """Writes the file, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(_one_row_per_line(self.content), encoding="utf-8")
         os.replace(part, self.path)
+
+
+def _one_row_per_line(content: Row) -> str:
+    def dump(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)
+
+    rows = ",\n".join(f"  {dump(key)}: {dump(row)}" for key, row in content["rows"].items())
+    parts = [f" {dump(key)}: {dump(value)}" for key, value in content.items() if key != "rows"]
+    return "{\n" + ",\n".join([*parts, f' "rows": {{\n{rows}\n }}']) + "\n}\n"
 
 
 def work_off(results: Results, jobs: Sequence[tuple[str, Callable[[], Row]]], title: str) -> None:
