@@ -1,0 +1,10 @@
+"""Plots of runs: loss, learning rates, and how far a result depends on the starting rate.
+
+Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
+Needs matplotlib: `pip install 'metafast[plots]'`.
+"""
+
+from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
+from metafast.plots._style import save, style
+
+__all__ = ["accuracy_by_rate", "learning_rates", "loss_curves", "save", "style"]
