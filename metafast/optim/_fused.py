@@ -206,7 +206,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _ready(self, index: int, group: dict[str, Any], fresh: list[Tensor]) -> list[tuple[Bucket, list[Any]]]:
         """The buckets of a group that have gradients; `fresh` parameters get one."""
         buckets = self._buckets.setdefault(index, [])
-        if any(bucket.moved() for bucket in buckets):
+        names = self._state_names(group).keys()
+        if any(bucket.moved() or not names <= bucket.states.keys() for bucket in buckets):
             self._buckets[index] = buckets = self._rebuilt(group, buckets)
         ready = []
         for bucket in buckets:
@@ -224,10 +225,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return 1 + max((b.index for buckets in self._buckets.values() for b in buckets), default=-1)
 
     def _rebuilt(self, group: dict[str, Any], buckets: list[Bucket]) -> list[Bucket]:
-        """New arenas where a parameter's data has another memory format than before."""
+        """New arenas where a parameter's data has another memory format, or an option asks for another state."""
         rebuilt = []
+        names = self._state_names(group).keys()
         for bucket in buckets:
-            if not bucket.moved():
+            if not bucket.moved() and names <= bucket.states.keys():
                 rebuilt.append(bucket)
                 continue
             for position, members in enumerate(partition(bucket.params)):
@@ -538,13 +540,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             handle.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        defaults = getattr(self, "defaults", None) or state["defaults"]
+        defaults = dict(getattr(self, "defaults", None) or state["defaults"])
         fresh = not hasattr(self, "_buckets")  # unpickled or deep-copied
         self._reset(
             state.pop("max_grad_norm", None) if fresh else self.max_grad_norm,
             state.pop("seed", 0) if fresh else self.seed,
         )
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # PyTorch adds it, and would copy it into new groups
         for group in self.param_groups:
             for name, value in defaults.items():
                 group.setdefault(name, value)
