@@ -1,6 +1,7 @@
 """`metafast env` and the machine information beneath it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,11 @@ def test_unknown_command_is_an_error():
     result = CliRunner().invoke(build_app("nothing"), ["nothing"])
     assert result.exit_code == 2
     assert "No such command" in result.output
+
+
+def test_every_environment_variable_is_documented():
+    sources = [ROOT / "setup.py", *(ROOT / "metafast").rglob("*.py"), *(ROOT / "csrc").rglob("*.*")]
+    used = {name for path in sources for name in re.findall(r"\bMETAFAST_[A-Z_]+\b", path.read_text(errors="ignore"))}
+    documented = set(re.findall(r"^\| `(METAFAST_[A-Z_]+)`", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    assert used == documented
+    assert len(documented) <= 5
