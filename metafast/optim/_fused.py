@@ -24,24 +24,22 @@ _CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds the same
 
 
 class _Loaded:
-    """Carries a tensor through PyTorch's `load_state_dict`, which would cast fp32 states to a parameter's dtype."""
+    """Carries a value through PyTorch's `load_state_dict`, which would cast fp32 states to a parameter's dtype."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def _wrap(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Loaded(value)
     if isinstance(value, dict):
         return {key: _wrap(item) for key, item in value.items()}
-    return value
+    return _Loaded(value)
 
 
 def _unwrap(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _unwrap(item) for key, item in value.items()}
-    return value.tensor if isinstance(value, _Loaded) else value
+    return value.value if isinstance(value, _Loaded) else value
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -304,7 +302,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _clip(self, calls: list[tuple[dict[str, Any], Call]], grad_scale: Tensor | None) -> Tensor | None:
         """min(1, max_grad_norm / (norm of all gradients + 1e-6)), on the first device."""
-        sums = [self._squares(group, call, call.grads) for group, call in calls]
+        sums = [self._squares(group, call, "grads") for group, call in calls]
         if not sums:
             return None
         every = torch.cat([s.to(sums[0].device) for s in sums])
@@ -315,12 +313,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.last_grad_norm = norm.float()
         return (self.max_grad_norm / (norm + _CLIP_EPS)).clamp(max=1.0).float()
 
-    def _squares(self, group: dict[str, Any], call: Call, tensors: list[Tensor]) -> Tensor:
-        """Σ x² of each slot's tensor, over all shards; 0 for the slots without a gradient."""
+    def _squares(self, group: dict[str, Any], call: Call, of: str) -> Tensor:
+        """Σ x² (of "grads" or "params") of each slot's tensor, over all shards; 0 for the slots without a gradient."""
         bucket, layout = call.bucket, call.layout
         squares = torch.zeros(len(bucket), dtype=torch.float64, device=bucket.device)
         kernel = self._kernel("grad_squares", bucket, None if group["backend"] == "triton" else group["backend"])
-        _explained(lambda: kernel(tensors, squares, layout.partials, layout.items, layout.chunks), call)
+        _explained(lambda: kernel(getattr(call, of), squares, layout.partials, layout.items, layout.chunks), call)
         return _reduced(squares, bucket)
 
     # ---- learned rates
@@ -337,7 +335,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         starts = []
         for group, call in starting:
             ratio = group["_base_lr"] / self._global_base() if group["hypergrad"] == "global" else 1.0
-            sizes = self._squares(group, call, call.params)
+            sizes = self._squares(group, call, "params")
             updates = self._first_updates(group, call, grad_scale, clip)
             starts.append(Start(group, call.bucket, sizes, updates, ratio))
             call.bucket.starting = False
@@ -398,7 +396,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 rates.append(buckets[0].rate)
             else:
                 for bucket in buckets:
-                    rates += [bucket.rate] if adapted == "tensor" and bucket.rate is not None else _means(bucket)
+                    rates += [bucket.rate] if adapted == "tensor" and bucket.rate is not None else _means(group, bucket)
         return rates
 
     def _global_base(self) -> float:
@@ -659,6 +657,7 @@ def _segments(group: dict[str, Any], call: Call) -> Tensor:
     return torch.where(call.inactive < 0, call.inactive, segments)
 
 
-def _means(bucket: Bucket) -> list[float | Tensor]:
-    """The mean rate of each parameter."""
-    return [bucket.view(bucket.states["rate"], slot).float().mean() for slot in range(len(bucket))]
+def _means(group: dict[str, Any], bucket: Bucket) -> list[float | Tensor]:
+    """The mean rate of each parameter; an empty one has the starting rate."""
+    views = [bucket.view(bucket.states["rate"], slot) for slot in range(len(bucket))]
+    return [view.float().mean() if view.numel() else float(group["_base_lr"]) for view in views]
