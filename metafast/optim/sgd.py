@@ -112,7 +112,7 @@ class SGD(FusedOptimizer):
         for scale, power in ((clip, 1), (grad_scale, -1)):
             if scale is not None:
                 factor = factor * scale.to(factor) ** power
-        return self._squares(group, call, call.grads) * factor.square()
+        return self._squares(group, call, "grads") * factor.square()
 
     def _keeps_previous(self, group: dict[str, Any]) -> bool:
         return group["hypergrad"] is not None and (group["momentum"] == 0 or group["nesterov"])
