@@ -64,9 +64,10 @@ SGD_CANDIDATES = {
     f"normalized {step} global": {"hyper_rule": "normalized", "hyper_lr": step, "hypergrad": "global"}
     for step in (0.05, 0.1, 0.2, 0.5)
 }
+# SGD does not learn the bags of words in so few steps, at any fixed rate: they tell nothing about it.
 STUDIES: dict[str, tuple[Any, dict[str, dict[str, Any]], tuple[str, ...]]] = {
     "adamw": (AdamW, CANDIDATES, tuple(PAIRS)),
-    "sgd": (partial(SGD, momentum=0.9), SGD_CANDIDATES, ("mnist_mlp", "fashion_mnist_mlp", "digits_cnn", "clinc_mlp")),
+    "sgd": (partial(SGD, momentum=0.9), SGD_CANDIDATES, ("mnist_mlp", "fashion_mnist_mlp", "digits_cnn")),
 }
 
 
@@ -142,6 +143,11 @@ def show(summary: Row) -> None:
     Console().print(table)
 
 
+def _known(entry: Row, rate: float) -> float:
+    difference = entry["difference"][f"{rate:g}"]
+    return -100.0 if difference is None else float(difference)
+
+
 def plot(summary: Row, path: Any) -> None:
     """One line of dots per method: the mean over pairs of the shortfall, at each starting rate."""
     from matplotlib.figure import Figure
@@ -149,14 +155,19 @@ def plot(summary: Row, path: Any) -> None:
     methods = list(next(iter(summary.values()))["methods"])
     figure = Figure(figsize=(8.5, 0.42 * len(methods) + 1.6), layout="constrained")
     axis = figure.subplots()
-    grid = [
-        [mean(max(-20.0, e["methods"][m]["difference"][f"{r:g}"] or -100.0) for e in summary.values()) for r in RATES]
-        for m in methods
-    ]
+    grid = [[mean(max(-20.0, _known(e["methods"][m], r)) for e in summary.values()) for r in RATES] for m in methods]
     image = axis.imshow(grid, cmap="RdYlGn", vmin=-5, vmax=1, aspect="auto")
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
-            axis.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=9)
+            axis.text(
+                column,
+                row,
+                f"{value:+.1f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="black" if value > -4 else "white",
+            )
     axis.set_xticks(range(len(RATES)), [f"{r:g}" for r in RATES])
     axis.set_yticks(range(len(methods)), methods)
     axis.set_xlabel("starting learning rate")
