@@ -1,0 +1,85 @@
+"""Trainings side by side, one thread each, with progress; an interrupted one leaves records that go on."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metafast.cli._demo_train import StoppedError, Task, train
+
+_shared: dict[str, Any] = {}
+
+
+def run_all(tasks: list[Task], root: Path, jobs: int, progress: Callable[[Task, int], None]) -> None:
+    """Run every task to its end on `jobs` processes; `progress(task, step)` is called as they advance.
+
+    Raises:
+        KeyboardInterrupt: after the trainings in progress saved their states.
+    """
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for task in tasks:
+                train(task, root, lambda step, task=task: progress(task, step), lambda: False)  # type: ignore[misc]
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")
+    messages, stop = context.Queue(), context.Event()
+    with concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=context, initializer=_begin, initargs=(messages, stop)
+    ) as pool:
+        futures = [pool.submit(_work, task, root, index) for index, task in enumerate(tasks)]
+        try:
+            waiting = set(futures)
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, timeout=0.1)
+                while True:
+                    try:
+                        index, step = messages.get_nowait()
+                    except queue.Empty:
+                        break
+                    progress(tasks[index], step)
+                for future in done:
+                    future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _begin(messages: Any, stop: Any) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
+    torch.set_num_threads(1)
+    _shared.update(messages=messages, stop=stop)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """A parent killed outright takes its workers along, instead of leaving them behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(task: Task, root: Path, index: int) -> None:
+    stop = _shared["stop"].is_set
+    if stop():
+        return
+    try:
+        train(task, root, lambda step: _shared["messages"].put((index, step)), stop)
+    except StoppedError:
+        return

@@ -1,0 +1,334 @@
+"""The table, the plots and the HTML report of `metafast demo`."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from metafast import plots
+from metafast.cli._demo_train import GRANULARITY, METHODS, RATES, SETUPS, splits
+from metafast.runs import Run, versions
+
+Row = dict[str, Any]
+POINT = 0.01
+HEADS = {"fixed": "fixed\nrate", "hypergradient": "hyper-\ngradient", "cosine": "cosine\nschedule"}
+
+
+def table(name: str, rows: list[Row]) -> Table:
+    """The results of one data set for the terminal."""
+    threshold = f"{100 * SETUPS[name].threshold:.0f} %"
+    made = Table(
+        title=f"{SETUPS[name].title}, AdamW: test accuracy in %, steps until {threshold} on validation",
+        title_justify="left",
+    )
+    made.add_column("starting\nrate", justify="right", no_wrap=True)
+    for method in METHODS:
+        made.add_column(HEADS[method], justify="right", no_wrap=True)
+        made.add_column(f"steps to\n{threshold}", justify="right", style="dim")
+    good = {(row["method"], row["rate"]) for row in rows if row["test_accuracy"] >= best_fixed(rows) - POINT}
+    cells = {(row["method"], row["rate"]): row for row in rows}
+    for rate in RATES:
+        line = [_plain(rate)]
+        for method in METHODS:
+            row = cells[method, rate]
+            value = f"{100 * row['test_accuracy']:.1f}"
+            line += [f"[bold green]{value}[/]" if (method, rate) in good else value, _steps(row)]
+        made.add_row(*line)
+    made.add_section()
+    line = ["ms per step"]
+    for method in METHODS:
+        line += [f"{milliseconds(rows, method):.2f}", ""]
+    made.add_row(*line)
+    return made
+
+
+def summary(name: str, rows: list[Row]) -> str:
+    """What the rows of one data set say, in sentences made from their numbers."""
+    rows = [row for row in rows if row["data"] == name]
+    limit = best_fixed(rows) - POINT
+    counts = {method: sum(r["test_accuracy"] >= limit for r in rows if r["method"] == method) for method in METHODS}
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    reach = {
+        method: [100 * end(r["test_accuracy"] for r in rows if r["method"] == method) for end in (min, max)]
+        for method in METHODS
+    }
+    text = (
+        f"From the worst to the best of {len(RATES)} starting rates, the test accuracy is "
+        f"{reach['hypergradient'][0]:.1f} to {reach['hypergradient'][1]:.1f} % with the hypergradient, "
+        f"{reach['fixed'][0]:.1f} to {reach['fixed'][1]:.1f} % with a fixed rate, "
+        f"and {reach['cosine'][0]:.1f} to {reach['cosine'][1]:.1f} % with the cosine schedule. "
+        f"Within 1 point of the best fixed rate ({100 * best_fixed(rows):.1f} %): "
+        f"{counts['hypergradient']} of {len(RATES)} with the hypergradient, "
+        f"{counts['fixed']} with a fixed rate, {counts['cosine']} with the cosine schedule. "
+        f"The best single run is {METHODS[best['method']]}, from {_plain(best['rate'])} "
+        f"({100 * best['test_accuracy']:.1f} %)."
+    )
+    lost = [
+        row["rate"] for row in rows if row["method"] == "hypergradient" and row["test_accuracy"] < limit - 4 * POINT
+    ]
+    if lost:
+        text += (
+            f" Starting from {_listed(lost)} the hypergradient run ends more than 5 points below the best fixed rate."
+        )
+    return text
+
+
+def best_fixed(rows: list[Row]) -> float:
+    """The best test accuracy that a fixed rate reached."""
+    return max(float(row["test_accuracy"]) for row in rows if row["method"] == "fixed")
+
+
+def milliseconds(rows: list[Row], method: str) -> float:
+    """The median over the starting rates."""
+    values = sorted(row["ms_per_step"] for row in rows if row["method"] == method)
+    return float(values[len(values) // 2])
+
+
+def write(
+    output: Path, session: Path, settings: Mapping[str, Any], runs: Mapping[str, Run], rows: list[Row], seconds: float
+) -> list[Path]:
+    """Plots, `results.json` and `report.html`; the report comes first in the list."""
+    files: list[Path] = []
+    pictures: dict[str, list[tuple[Path, str]]] = {}
+    for name in settings["data"]:
+        pictures[name] = []
+        for stem, figure, caption in _figures(name, runs, rows):
+            written = plots.save(figure, output / f"{name}_{stem}")
+            files += written
+            pictures[name].append((written[1], caption))
+    facts = {"settings": dict(settings), "granularity": GRANULARITY, "versions": versions(), "results": rows}
+    results = output / "results.json"
+    _replace(results, json.dumps(facts, indent=2) + "\n")
+    report = output / "report.html"
+    _replace(report, _html(output, session, settings, pictures, rows, seconds))
+    return [report, results, *files]
+
+
+def _figures(name: str, runs: Mapping[str, Run], rows: list[Row]) -> list[tuple[str, Any, str]]:
+    title = SETUPS[name].title
+
+    def panels(curve: Any) -> dict[str, dict[str, Any]]:
+        return {
+            text: {_power(rate): curve(runs[f"{name}-{method}-{rate:g}"]) for rate in RATES}
+            for method, text in METHODS.items()
+        }
+
+    def rates(run: Run) -> list[tuple[int, list[float]]]:
+        logged = [(row["step"], row["rates"]) for row in run.rows() if row["kind"] == "metrics" and "rates" in row]
+        return [(0, [run.config["rate"]] * len(logged[0][1])), *logged]
+
+    by_rate = {
+        text: {row["rate"]: row["test_accuracy"] for row in rows if (row["data"], row["method"]) == (name, method)}
+        for method, text in METHODS.items()
+    }
+    return [
+        (
+            "accuracy",
+            plots.accuracy_by_rate(
+                by_rate, title=f"{title}: the flatter, the less tuning", line_of=METHODS["fixed"], zoom=10
+            ),
+            "Test accuracy at the end against the starting learning rate. The dashed line is one point below the best "
+            "fixed rate; what is on it or above did as well as a rate found by trying seven.",
+        ),
+        (
+            "loss",
+            plots.loss_curves(
+                panels(lambda run: run),
+                title=f"{title}: training loss",
+                top=2 * math.log(SETUPS[name].classes),
+                legend_title="starting rate",
+                ordered=True,
+            ),
+            "Training loss, each point the mean since the one before. Lines that stay on top have learned nothing; "
+            "losses beyond the axis are cut off.",
+        ),
+        (
+            "rate",
+            plots.learning_rates(
+                panels(rates), title=f"{title}: learning rate", legend_title="starting rate", ordered=True
+            ),
+            "The learning rate in use, from the starting rate at step 0. The hypergradient brings rates together that "
+            "start six powers of ten apart; one that is far too large is lowered before the first step.",
+        ),
+    ]
+
+
+def _html(
+    output: Path,
+    session: Path,
+    settings: Mapping[str, Any],
+    pictures: Mapping[str, list[tuple[Path, str]]],
+    rows: list[Row],
+    seconds: float,
+) -> str:
+    body = []
+    for name in settings["data"]:
+        mine = [row for row in rows if row["data"] == name]
+        setup, parts = SETUPS[name], splits(name, settings["seed"])
+        sizes = [len(part.labels) for part in parts]
+        subset = (
+            f" (a subset: the complete set has {setup.total:,} training images)" if sum(sizes[:2]) < setup.total else ""
+        )
+        best = best_fixed(mine)
+        error = 100 * math.sqrt(best * (1 - best) / sizes[2])
+        body.append(f"<h2>{html.escape(setup.title)}</h2>")
+        body.append(f'<p class="lead">{html.escape(summary(name, rows))}</p>')
+        body.append(
+            f"<p>{sizes[0]:,} images to learn from, {sizes[1]:,} to validate on, {sizes[2]:,} to test on{subset}; "
+            f"{mine[0]['steps']:,} steps of {setup.batch_size} images. One seed: read a difference below about "
+            f"{2 * error:.1f} points (two standard errors on the test images) as no difference.</p>"
+        )
+        for file, caption in pictures[name]:
+            picture = base64.b64encode(file.read_bytes()).decode("ascii")
+            text = html.escape(caption)
+            body.append(
+                f'<figure><img src="data:image/svg+xml;base64,{picture}" alt="{text}">'
+                f"<figcaption>{text}</figcaption></figure>"
+            )
+        body.append(_html_table(name, mine))
+    flags = " ".join(
+        [f"--seed {settings['seed']}"]
+        + ["--quick"] * bool(settings["quick"])
+        + [f"--data {settings['data'][0]}"] * (len(settings["data"]) == 1)
+    )
+    known = "".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
+        for key, value in versions().items()
+        if value
+    )
+    quick = (
+        '<p class="note">Made with <code>--quick</code>: a fifth of the training. It shows that everything works; '
+        "the numbers are no result.</p>"
+        if settings["quick"]
+        else ""
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>metafast demo</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<h1>How much does the starting learning rate matter?</h1>
+<p>The same small CNN, the same initial weights and the same batches, trained from {len(RATES)} starting learning rates
+between {_plain(RATES[0])} and {_plain(RATES[-1])} in three ways: AdamW with a <strong>fixed</strong> rate; AdamW with a
+<strong>hypergradient</strong>, which adapts the rate while it trains
+(<code>metafast.optim.AdamW(..., hypergrad="{GRANULARITY}")</code>, defaults otherwise); and AdamW with a
+<strong>cosine schedule</strong> from the starting rate to zero.</p>
+{quick}
+{"".join(body)}
+<h2>What this shows, and what it does not</h2>
+<ul>
+<li>The claim is robustness: a starting rate that is too small costs little when the rate adapts itself.
+It is not that a hypergradient beats a schedule whose rate was tuned; compare the best entries of the columns.</li>
+<li>A starting rate that is far too large can wreck the weights within the first steps. The rows for large rates show
+whether a method escaped that here.</li>
+<li>Test images were used once, at the end of each run.
+Steps to the threshold are counted on the validation images.</li>
+<li>Small networks, one seed, one machine.
+<code>benchmarks/convergence</code> has more data sets, models and seeds.</li>
+<li>Milliseconds per step are the CPU time of forward pass, backward pass and optimizer on one thread;
+<code>benchmarks/throughput</code> measures the optimizers properly.</li>
+</ul>
+<h2>How it was made</h2>
+<p>Took {seconds:.0f} s. To repeat it: <code>metafast demo {html.escape(flags)}</code>. Every training is a run record
+in <code>{html.escape(os.path.relpath(session, output))}</code>:
+<code>metafast.runs.list_runs("{html.escape(str(session))}")</code>.</p>
+<table class="facts">{known}</table>
+</body>
+</html>
+"""
+
+
+def _html_table(name: str, rows: list[Row]) -> str:
+    threshold = f"{100 * SETUPS[name].threshold:.0f} %"
+    limit = best_fixed(rows) - POINT
+    cells = {(row["method"], row["rate"]): row for row in rows}
+    heads = "".join(f'<th colspan="2">{html.escape(text)}</th>' for text in METHODS.values())
+    subheads = f"<th>accuracy</th><th>steps to {threshold}</th>" * len(METHODS)
+    lines = []
+    for rate in RATES:
+        line = f"<th>10<sup>{_exponent(rate)}</sup></th>".replace("-", "−")
+        for method in METHODS:
+            row = cells[method, rate]
+            mark = ' class="good"' if row["test_accuracy"] >= limit else ""
+            line += f"<td{mark}>{100 * row['test_accuracy']:.1f}</td><td>{_steps(row)}</td>"
+        lines.append(f"<tr>{line}</tr>")
+    times = "".join(f"<td>{milliseconds(rows, method):.2f}</td><td></td>" for method in METHODS)
+    return (
+        f'<div class="wide"><table class="results"><caption>Test accuracy in %, and steps until {threshold} on the '
+        "validation images (– : never). Green: within one point of the best fixed rate.</caption>"
+        f'<thead><tr><th rowspan="2">starting rate</th>{heads}</tr><tr>{subheads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody><tfoot><tr><th>CPU ms per step</th>{times}</tr></tfoot></table></div>"
+    )
+
+
+def _steps(row: Row) -> str:
+    return "–" if row["steps_to_threshold"] is None else str(row["steps_to_threshold"])
+
+
+def _exponent(rate: float) -> int:
+    return round(math.log10(rate))
+
+
+def _power(rate: float) -> str:
+    return f"$10^{{{_exponent(rate)}}}$"
+
+
+def _plain(rate: float) -> str:
+    return f"1e{_exponent(rate)}" if rate < 0.001 else f"{rate:g}"
+
+
+def _listed(rates: list[float]) -> str:
+    texts = [_plain(rate) for rate in rates]
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+_CSS = """
+:root { --ink: #1c1c1c; --soft: #5c5c5c; --line: #dddddd; --good: #dff3e4; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: #fff;
+  max-width: 60rem; margin: 2.5rem auto 4rem; padding: 0 1.25rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; }
+h2 { font-size: 1.35rem; margin: 2.75rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+.lead { font-size: 1.08rem; }
+.note { background: #fff4d6; padding: .6rem .9rem; border-radius: 6px; }
+figure { margin: 1.6rem 0; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption, caption { color: var(--soft); font-size: .92rem; }
+caption { caption-side: bottom; text-align: left; padding-top: .6rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .95rem; }
+.results { width: 100%; font-variant-numeric: tabular-nums; }
+.results th, .results td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
+.results thead tr:first-child th[colspan] { text-align: center; border-left: 1px solid var(--line); }
+.results thead tr:last-child th { font-weight: 500; color: var(--soft); font-size: .88rem; }
+.results td:nth-child(even) { border-left: 1px solid var(--line); }
+.results td:nth-child(odd) { color: var(--soft); }
+.results .good { background: var(--good); font-weight: 600; }
+.results tfoot td, .results tfoot th { color: var(--soft); font-weight: 500; border-bottom: 0; }
+.facts th { text-align: left; padding: .2rem 1.5rem .2rem 0; font-weight: 500; color: var(--soft);
+  vertical-align: top; }
+.facts td { padding: .2rem 0; }
+code { background: #f3f3f3; padding: .1em .3em; border-radius: 4px; font-size: .9em; }
+@media (max-width: 40rem) {
+  body { font-size: 15px; margin-top: 1.25rem; }
+  .results th, .results td { padding: .3rem .4rem; }
+}
+"""
