@@ -108,6 +108,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Adds parameters with options of their own; the rest comes from the optimizer's defaults."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise TypeError(f"a parameter group must have 'params', got only {', '.join(map(repr, param_group))}")
         _checks.keys(param_group, self.defaults)
         if not isinstance(param_group["params"], (Tensor, set)):
             param_group["params"] = list(param_group["params"])  # a generator can be read only once
