@@ -48,7 +48,7 @@ def _train(build: Build) -> list[Tensor]:
 
 def _params(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    return [torch.nn.Parameter(0.1 * torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
 def _set_grads(params: Sequence[Tensor], seed: int) -> None:
