@@ -144,11 +144,22 @@ class Call:
         self._copies = list(zip(originals, self.params, strict=True))
 
     def check(self) -> None:
-        """Raises for a gradient that the op would refuse."""
+        """Raises for a tensor that the op would refuse."""
         layouts = {grad.layout for grad in self.grads}
-        if layouts != {torch.strided} or any(map(torch.is_complex, self.grads)):
-            for position, (param, grad) in enumerate(zip(self.params, self.grads, strict=True)):
-                _checks.gradient(position, param, grad)
+        dtypes = {tensor.dtype for tensor in (*self.params, *self.grads)}
+        numels = list(map(torch.Tensor.numel, self.params))
+        if (
+            layouts != {torch.strided}
+            or any(dtype.is_complex or (dtype is torch.float64) != (self.bucket.dtype is torch.float64) for dtype in dtypes)
+            or numels != self.layout.items[:, 2].tolist()
+        ):
+            self.explain()
+
+    def explain(self) -> None:
+        """Raises for a gradient or a parameter that no op takes, in the user's words."""
+        for position, (param, grad) in enumerate(zip(self.params, self.grads, strict=True)):
+            _checks.gradient(position, param, grad)
+            _checks.unchanged(position, param, self.bucket.dtype, int(self.layout.items[position, 2]))
 
     def match_strides(self) -> None:
         """Gives every gradient its parameter's strides."""
