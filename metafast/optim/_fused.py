@@ -625,9 +625,7 @@ def _explained(run: Callable[[], None], call: Call) -> None:
     try:
         run()
     except (RuntimeError, ValueError, TypeError):
-        for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
-            _checks.gradient(position, param, grad)
-            _checks.unchanged(position, param, call.bucket.dtype, int(call.layout.items[position, 2]))
+        call.explain()
         if all(p.stride() == g.stride() for p, g in zip(call.params, call.grads, strict=True)):
             raise
         call.match_strides()
