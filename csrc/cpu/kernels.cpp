@@ -13,7 +13,6 @@
 namespace mf::cpu::MF_ISA {
 namespace {
 
-constexpr int64_t kLanes = 16;    // a block is a multiple of this; the last one is padded with zeros
 constexpr int64_t kBlock = 1024;  // elements between two additions to the double sums; buffers of this size stay in L1
 
 void load_f16(const uint16_t* src, float* dst, int64_t n) {
@@ -73,17 +72,11 @@ void rounding_words(uint32_t* __restrict word, uint32_t key, int64_t first, int6
   }
 }
 
-// A view of `n` elements as floats: the memory itself where it is fp32 and a whole number of vectors, else `buffer`.
-float* open(const StreamRef& s, int64_t offset, int64_t n, int64_t padded, float* buffer) {
-  if (s.dtype == DType::f32) {
-    float* data = static_cast<float*>(s.data) + offset;
-    if (n == padded) return data;
-    std::memcpy(buffer, data, static_cast<size_t>(n) * sizeof(float));
-  } else {
-    const uint16_t* data = static_cast<const uint16_t*>(s.data) + offset;
-    s.dtype == DType::bf16 ? load_bf16(data, buffer, n) : load_f16(data, buffer, n);
-  }
-  std::fill(buffer + n, buffer + padded, 0.0f);
+// A view of `n` elements as floats: the memory itself where it is fp32, else a copy in `buffer`.
+float* open(const StreamRef& s, int64_t offset, int64_t n, float* buffer) {
+  if (s.dtype == DType::f32) return static_cast<float*>(s.data) + offset;
+  const uint16_t* data = static_cast<const uint16_t*>(s.data) + offset;
+  s.dtype == DType::bf16 ? load_bf16(data, buffer, n) : load_f16(data, buffer, n);
   return buffer;
 }
 
@@ -154,7 +147,6 @@ struct Format {
   static constexpr DType kP = kParam, kS = kState, kR = kRate;
   static constexpr bool kStochastic = kStochasticRounding;
   static constexpr bool kFloat = kP == DType::f32 && kS == DType::f32 && kR == DType::f32;
-  static constexpr int64_t kWidth = kFloat ? kLanes : 2 * kLanes;  // 16-bit vectors hold twice as many
 
   template <class R>
   static bool fits(const Chunk& c) {
@@ -172,7 +164,8 @@ T* from(const StreamRef& s, int64_t element) {
   return s.data ? static_cast<T*>(s.data) + element : nullptr;
 }
 
-// One loop does loads, maths, sums, rounding and stores. n is a multiple of F::kWidth.
+// One loop does loads, maths, sums, rounding and stores. A rest of less than a vector is the compiler's: in narrower
+// vectors and then one by one.
 template <class R, class F>
 Sums block(const typename R::Hyper& hyper, const Chunk& c, int64_t first, int64_t n) {
   using P = Storage<F::kP>;
@@ -189,7 +182,6 @@ Sums block(const typename R::Hyper& hyper, const Chunk& c, int64_t first, int64_
   const uint32_t key = c.key, low = static_cast<uint32_t>(element);
   const uint32_t high = static_cast<uint32_t>(element >> 32) * 0x9e3779b9u;
   float gg = 0, gu = 0, uu = 0, pp = 0;
-  n &= ~(F::kWidth - 1);
 #pragma omp simd reduction(+ : gg, gu, uu, pp)
   for (int64_t i = 0; i < n; ++i) {
     float gi = 0, u = 0, pi = 0, a = 0, b = 0, c2 = 0, d = 0;
@@ -227,52 +219,44 @@ struct Totals {
   }
 };
 
-// Runs the whole vectors of a chunk of format F, and says how many elements they are.
 template <class R, class F>
-bool run_format(const Chunk& c, const typename R::Hyper& h, Totals& totals, int64_t& done) {
+bool run_format(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
   if (!F::template fits<R>(c)) return false;
   // A chunk that crosses 2^32 elements is left to the general loop, whose random words are 64-bit.
   if (F::kStochastic && static_cast<uint32_t>(c.first) + static_cast<uint64_t>(c.n) > 0xffffffffull) return false;
-  const int64_t whole = c.n & ~(F::kWidth - 1);
-  for (; done < whole; done += kBlock) totals += block<R, F>(h, c, done, std::min(kBlock, whole - done));
-  done = whole;
+  for (int64_t i = 0; i < c.n; i += kBlock) totals += block<R, F>(h, c, i, std::min(kBlock, c.n - i));
   return true;
 }
 
-// The storage types that are converted in registers. Others take the general loop.
+// The storage types that are converted in registers; false for others.
 template <class R>
-int64_t run_common(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
+bool run_common(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
   constexpr DType f32 = DType::f32, bf16 = DType::bf16;
-  int64_t done = 0;
-  const auto any = [&]<class... F>() { return (run_format<R, F>(c, h, totals, done) || ...); };
+  const auto any = [&]<class... F>() { return (run_format<R, F>(c, h, totals) || ...); };
   if constexpr (R::kWrites & kS3)
-    any.template operator()<Floats, Format<f32, f32, bf16>, Format<f32, f32, bf16, true>, Format<f32, bf16, bf16>,
+    return any.template operator()<Floats, Format<f32, f32, bf16>, Format<f32, f32, bf16, true>, Format<f32, bf16, bf16>,
                             Format<f32, bf16, bf16, true>, Format<bf16, bf16, bf16>, Format<bf16, bf16, bf16, true>>();
   else
-    any.template operator()<Floats, Format<f32, bf16, f32>, Format<f32, bf16, f32, true>, Format<bf16, bf16, f32>,
+    return any.template operator()<Floats, Format<f32, bf16, f32>, Format<f32, bf16, f32, true>, Format<bf16, bf16, f32>,
                             Format<bf16, bf16, f32, true>, Format<bf16, f32, f32>, Format<bf16, f32, f32, true>>();
-  return done;
 }
 
-// Any storage types and any rest, through buffers of floats.
+// Any storage types, through buffers of floats.
 template <class R>
-void run_general(const Chunk& c, const typename R::Hyper& h, Totals& totals, int64_t begin) {
+void run_general(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
   alignas(64) float buffer[2 + kMaxStates][kBlock];
   alignas(64) uint32_t words[kBlock];
-  int64_t n;
-  for (int64_t i = begin; i < c.n; i += n) {
-    n = std::min(kBlock, c.n - i);
-    if (n > kLanes) n &= ~(kLanes - 1);  // whole vectors may be used in place; a rest goes alone, padded
-    const int64_t padded = (n + kLanes - 1) & ~(kLanes - 1);
+  for (int64_t i = 0; i < c.n; i += kBlock) {
+    const int64_t n = std::min(kBlock, c.n - i);
     const auto opened = [&](unsigned stream, const StreamRef& s, int which) {
       const bool used = (R::kReads | R::kWrites) & stream;
-      return StreamRef{used ? open(s, i, n, padded, buffer[which]) : nullptr, DType::f32};
+      return StreamRef{used ? open(s, i, n, buffer[which]) : nullptr, DType::f32};
     };
     Chunk floats;
     floats.g = opened(kG, c.g, 0);
     floats.p = opened(kP, c.p, 1);
     for (int k = 0; k < kMaxStates; ++k) floats.s[k] = opened(kS0 << k, c.s[k], 2 + k);
-    totals += block<R, Floats>(h, floats, 0, padded);
+    totals += block<R, Floats>(h, floats, 0, n);
     const uint32_t* word = nullptr;
     if (c.stochastic) {
       rounding_words(words, c.key, c.first + i, n);
@@ -294,7 +278,7 @@ void run_chunk(const Chunk& c, const void* hyper, double* sums) {
   const auto& h = *static_cast<const typename R::Hyper*>(hyper);
   const FlushDenormals flush;
   Totals totals;
-  run_general<R>(c, h, totals, run_common<R>(c, h, totals));
+  if (!run_common<R>(c, h, totals)) run_general<R>(c, h, totals);
   std::copy(totals.sum, totals.sum + kStatCount, sums);
 }
 
@@ -303,11 +287,10 @@ double squares(StreamRef g, int64_t size) {
   double total = 0;
   for (int64_t i = 0; i < size; i += kBlock) {
     const int64_t n = std::min(kBlock, size - i);
-    const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-    const float* x = open(g, i, n, padded, buffer);
+    const float* x = open(g, i, n, buffer);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < padded; ++j) sum += x[j] * x[j];
+    for (int64_t j = 0; j < n; ++j) sum += x[j] * x[j];
     total += sum;
   }
   return total;

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..ops.hyper_adam import APPLY, ELEMENT, OBSERVE, RULES
 from . import _checks
-from ._buckets import Bucket, Call, local, partition
+from ._buckets import Bucket, Call, filled, local, partition
 from ._history import RateHistory, flat_rates
 from ._safe_start import Start, limit_rates
 
@@ -452,7 +452,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for name, dtype in self._state_names(group).items():
             bucket.arena(name, dtype)
         if group["master_weights"] and bucket.dtype in (torch.bfloat16, torch.float16):
-            bucket.master = torch.zeros(bucket.layout.arena_size, dtype=torch.float32, device=bucket.device)
+            bucket.master = filled(bucket.layout.arena_size, 0.0, torch.float32, bucket.device)
         self._make_rates(group, bucket)
         for slot, param in enumerate(params):
             self._adopt(group, bucket, slot, param)
