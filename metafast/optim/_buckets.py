@@ -47,6 +47,13 @@ def filled(numel: int, fill: float, dtype: torch.dtype, device: torch.device) ->
     return arena if fill == 0.0 else arena.fill_(fill)
 
 
+@torch.enable_grad()
+def accumulator(param: Tensor) -> object:
+    """The autograd node that adds to a parameter's gradient: it owns the parameter, but not its storage."""
+    node = param.expand_as(param).grad_fn
+    return None if node is None else node.next_functions[0][0]
+
+
 def bucket_key(param: Tensor) -> tuple[Any, ...]:
     """Parameters with equal keys go into one call."""
     shard = local(param)
@@ -82,8 +89,7 @@ class Bucket:
         self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
         # Only these can change their memory format without changing anything else that a step looks at.
         # One more owner in C++ for each parameter: a tensor that only Python owns takes and drops the GIL in every call.
-        with torch.no_grad():
-            self._owners = [] if self.is_sharded else [p.view_as(p) for p in self.params]
+        self._owners = [] if self.is_sharded else [accumulator(p) for p in self.params]
         self._watched = [p for p in self.params if p.dim() >= 2]
         self._formats = self._current_formats()
 

@@ -51,6 +51,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf, nothing is unscaled before
     _ops: tuple[str, str]  # (one pass, hypergradient passes)
     _exact_applies_moments: bool  # whether OBSERVE has already moved the states
+    _hyper_lr: float  # default of the rules that use the cosine
     _additive_hyper_lr: float
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, max_grad_norm: float | None, seed: int) -> None:
@@ -100,7 +101,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             return self._additive_hyper_lr
         if group["hypergrad"] == "element":
             return 0.02
-        return 0.05 if group["hyper_rule"] == "sign" else 0.5
+        if group["hyper_rule"] == "sign" or group["hypergrad"] == "tensor":
+            return 0.05
+        return self._hyper_lr
 
     # ---- groups
 

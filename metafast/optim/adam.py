@@ -29,9 +29,9 @@ class Adam(FusedOptimizer):
         maximize: ascend. Default False.
         capturable: kept for checkpoints of PyTorch; the steps never synchronize with a device. Default False.
         hypergrad: what has a rate of its own: None (fixed rate), "global", "group", "tensor" or "element".
-        hyper_lr: step of the rate. Default (None): 0.5 for "normalized" and "multiplicative", 0.05 for "sign", and 0.02
-            for all of these with "element", where the cosine is a sign; 1e-7 for "additive" (1e-3 for SGD), as in the
-            paper, whose unit is that of lr / g·u.
+        hyper_lr: step of the rate. Default (None): 0.5 (SGD: 0.2) for "normalized" and "multiplicative", 0.05 for "sign"
+            and for hypergrad="tensor", and 0.02 with "element", where the cosine is a sign; 1e-7 (SGD: 1e-3) for
+            "additive", as in the paper, whose unit is that of lr / g·u.
         hyper_rule: "normalized" (default) multiplies the rate by `exp(hyper_lr * cos(g, u))`; "multiplicative" by
             `1 + hyper_lr * cos(g, u)`; "sign" by `exp(hyper_lr * sign(g·u))`; "additive" adds `hyper_lr * g·u`
             (Baydin et al. 2018).
@@ -69,6 +69,7 @@ class Adam(FusedOptimizer):
     _ops = ("adam", "hyper_adam")
     _exact_applies_moments = True
     _decoupled = False
+    _hyper_lr = 0.5
     _additive_hyper_lr = 1e-7
 
     def __init__(

@@ -44,6 +44,7 @@ class SGD(FusedOptimizer):
 
     _ops = ("sgd", "hyper_sgd")
     _exact_applies_moments = False
+    _hyper_lr = 0.2
     _additive_hyper_lr = 1e-3
 
     def __init__(
