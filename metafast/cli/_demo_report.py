@@ -286,7 +286,7 @@ def _power(rate: float) -> str:
 
 
 def _plain(rate: float) -> str:
-    return f"1e{_exponent(rate)}" if rate < 0.001 else f"{rate:g}"
+    return "1" if rate == 1 else f"1e{_exponent(rate)}"
 
 
 def _listed(rates: list[float]) -> str:
