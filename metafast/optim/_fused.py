@@ -414,6 +414,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         Returns:
             One number for `hypergrad="global"`, one per group for `"group"` (and for None: the group's lr), one per
             parameter for `"tensor"`, and each parameter's mean for `"element"`; in the order of first gradients.
+            With "element" and sharded parameters every rank has to call it, as for `tensor_stats`.
         """
         return flat_rates(self._rates())
 
@@ -661,6 +662,9 @@ def _segments(group: dict[str, Any], call: Call) -> Tensor:
 
 
 def _means(group: dict[str, Any], bucket: Bucket) -> list[float | Tensor]:
-    """The mean rate of each parameter; an empty one has the starting rate."""
-    views = [bucket.view(bucket.states["rate"], slot) for slot in range(len(bucket))]
-    return [view.float().mean() if view.numel() else float(group["_base_lr"]) for view in views]
+    """The mean rate of each parameter, over all shards; an empty one has the starting rate."""
+    rows = bucket.layout.items.tolist()
+    sums = [bucket.states["rate"][at : at + numel].sum(dtype=torch.float64) for _, at, numel in rows]
+    numels = torch.tensor([p.numel() for p in bucket.params], dtype=torch.float64, device=bucket.device)
+    means = _reduced(torch.stack(sums), bucket) / numels
+    return [torch.where(numels > 0, means, float(group["_base_lr"]))]
