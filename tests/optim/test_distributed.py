@@ -1,0 +1,93 @@
+"""DDP and FSDP2 on two processes: the numbers of one process, and the same rates on all ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed_worker import OPTIONS, STEPS, make_model, make_optimizer, summary, train
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="needs torch.distributed with gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = Path(__file__).resolve().parents[2]
+    environment = {
+        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("distributed_worker.py")), str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = []
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def one_process(case: str) -> dict[str, Any]:
+    model = make_model()
+    opt = make_optimizer(model, case)
+    train(model, opt, slice(None), range(STEPS))
+    return summary(model, opt)
+
+
+def assert_close(mine: dict[str, Any], expected: dict[str, Any]) -> None:
+    for a, b in zip(mine["params"], expected["params"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    assert mine["rates"] == pytest.approx(expected["rates"], rel=1e-4)
+    for a, b in zip(mine["stats"], expected["stats"], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_equals_one_process(ranks: list[dict[str, Any]], kind: str, case: str) -> None:
+    expected = one_process(case)
+    first, second = (results[f"{kind} {case}"] for results in ranks)
+    assert first["rates"] == second["rates"], "ranks learn different rates"
+    assert first["params"] == second["params"]
+    assert_close(first, expected)
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_fsdp_resumes_through_distributed_state_dicts(ranks: list[dict[str, Any]], case: str) -> None:
+    result = ranks[0][f"fsdp {case}"]
+    assert result["is_dtensor"]
+    assert result["resumed"]["params"] == result["params"]
+    assert result["resumed"]["rates"] == result["rates"]
+
+
+@pytest.mark.parametrize(
+    ("case", "most"), [("fixed", 2), ("global", 4), ("group exact", 2), ("tensor", 2), ("element", 0)]
+)
+def test_fsdp_reduces_small_sums_only(ranks: list[dict[str, Any]], case: str, most: int) -> None:
+    """One all-reduce of a few numbers for each bucket and kind of sum, however many parameters it has."""
+    assert ranks[0][f"fsdp {case}"]["all_reduces"] <= most
