@@ -15,6 +15,7 @@ import secrets
 import socket
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from metafast.runs._versions import versions
 
 FORMAT = 1
 LOG = "run.jsonl"
+_locked: weakref.WeakSet[Run] = weakref.WeakSet()
 STATUSES = ("running", "finished", "failed", "killed")
 _RESERVED = ("kind", "step", "time")
 
@@ -650,6 +652,7 @@ class Run:
         self._lock = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locked.add(self)
         except OSError:
             self._release()
             raise RuntimeError(
@@ -667,7 +670,7 @@ class Run:
         if self._lock is not None:
             return True
         if owner.get("host") == socket.gethostname() and not _alive(owner.get("pid", -1)):
-            return False  # its orphaned workers may still hold the lock
+            return False
         try:
             fd = os.open(self._path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -784,6 +787,15 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------
+
+
+def _leave_to_parent() -> None:
+    """A forked child, such as a data loader's worker, would hold the lock after its parent died."""
+    for run in list(_locked):
+        run._release()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _parse(path: Path, data: bytes) -> list[dict[str, Any]]:

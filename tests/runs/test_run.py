@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -403,6 +404,34 @@ def test_two_writers_are_kept_apart(tmp_path):
     run.finish()
     with pytest.raises(FileExistsError, match=r"Run.resume"):
         Run.create(tmp_path, name="r")
+
+
+def test_a_forked_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
+    code = """
+import os, sys, time
+from metafast.runs import Run
+run = Run.create(sys.argv[1], name="r")
+if os.fork() == 0:
+    try:
+        run.log(step=1, loss=1.0)
+    except RuntimeError:
+        print("refused", os.getpid(), flush=True)
+    time.sleep(60)
+run.log(step=1, loss=1.0)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    with parent.stdout:
+        word, child = parent.stdout.readline().split()
+        assert word == "refused"
+        assert Run.open(tmp_path / "r").status == "running"
+        parent.kill()
+        parent.wait()
+        try:
+            assert Run.open(tmp_path / "r").status == "killed"
+            Run.resume(tmp_path / "r").close()
+        finally:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_reading_and_closed_runs_refuse_to_write(tmp_path):
