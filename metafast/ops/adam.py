@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _bucket
+from . import _bucket, _triton
 from ._define import define
 from ._rounding import rounding_key
+from ._triton import jit, tl
 
 TENSORS = (
     "Tensor(a!)[] params, Tensor[] grads, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? max_exp_avg_sq, "
@@ -32,7 +33,8 @@ TENSORS = (
     "Tensor lr, Tensor? grad_scale, Tensor? found_inf, Tensor? clip"
 )
 OPTIONS = (
-    "float lr_scale, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, int seed=-1"
+    "float lr_scale, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
+    "int seed=-1"
 )
 SCHEMA = f"adam({TENSORS}, {OPTIONS}) -> ()"
 
@@ -111,6 +113,88 @@ def reference(
         s.store_states(m, v, vmax)
 
 
+@jit
+def triton_hyper(o: tl.tuple, FLAGS: tl.constexpr, t: tl.tensor, lr: tl.tensor, g_mul: tl.tensor) -> tl.tuple:
+    """The scalars of one tensor at step t, from `triton_options`."""
+    k_old, e_old = _triton.adam_bias(t - 1.0, o[0], o[1], o[2])
+    k_new, e_new = _triton.adam_bias(t, o[0], o[1], o[2])
+    return k_old, e_old, k_new, e_new, lr, g_mul, o[3], o[4], o[5], o[6], o[7]
+
+
+@jit
+def triton_moments(
+    h: tl.tuple, AMSGRAD: tl.constexpr, g: tl.tensor, m: tl.tensor, v: tl.tensor, vmax: tl.tensor
+) -> tl.tuple:
+    """`move_moments`."""
+    u_old = h[0] * m / (tl.sqrt(vmax if AMSGRAD else v) + h[1])
+    m = m + (g - m) * h[6]
+    v = v * h[7] + h[8] * g * g
+    if AMSGRAD:
+        vmax = tl.maximum(v, vmax)
+    u_new = h[2] * m / (tl.sqrt(vmax if AMSGRAD else v) + h[3])
+    return u_old, u_new, m, v, vmax
+
+
+@jit
+def triton_step(
+    h: tl.tuple,
+    FLAGS: tl.constexpr,
+    g: tl.tensor,
+    p: tl.tensor,
+    m: tl.tensor,
+    v: tl.tensor,
+    vmax: tl.tensor,
+    rate: tl.tensor,
+) -> tl.tuple:
+    """One element: (g, u_{t-1}, p, m, v, max v, rate)."""
+    g = g * h[5] + h[9] * p
+    u_old, u_new, m, v, vmax = triton_moments(h, FLAGS[0], g, m, v, vmax)
+    p = p * (1.0 - h[4] * h[10]) - h[4] * u_new
+    return g, u_old, p, m, v, vmax, rate
+
+
+def triton_options(beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> tuple[float, ...]:
+    """What `triton_hyper` reads."""
+    logs = (_triton.log_beta(beta1), _triton.log_beta(beta2))
+    decay = (0.0, weight_decay) if decoupled else (weight_decay, 0.0)
+    return (*logs, eps, 1.0 - beta1, beta2, 1.0 - beta2, *decay)
+
+
+def run_triton(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    master: Tensor | None,
+    step: Tensor,
+    stats: Tensor,
+    partials: Tensor,
+    items: Tensor,
+    chunks: Tensor,
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+    lr_scale: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    seed: int = -1,
+) -> None:
+    """The step by Triton."""
+    states = _triton.S0 | _triton.S1 | (_triton.S2 if max_exp_avg_sq is not None else 0)
+    _triton.run(
+        triton_hyper, triton_step, (max_exp_avg_sq is not None,),
+        triton_options(beta1, beta2, eps, weight_decay, decoupled), _triton.P | _triton.G | states, _triton.P | states,
+        params, grads, (exp_avg, exp_avg_sq, max_exp_avg_sq), master, step, stats, partials, items,
+        chunks, lr, grad_scale, found_inf, clip, lr_scale, maximize, seed,
+    )  # fmt: skip
+
+
 def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple[Any, ...]]:
     """Argument tuples that exercise the op: plain, amsgrad with coupled decay, masters, per-slot rates, scaling."""
     numels = (0, 1, 63, 4097)
@@ -135,4 +219,4 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return samples
 
 
-OP = define(SCHEMA, reference, sample_inputs)
+OP = define(SCHEMA, reference, sample_inputs, triton=run_triton)

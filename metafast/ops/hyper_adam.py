@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _bucket, adam
+from . import _bucket, _triton, adam
 from ._define import define
 from ._rounding import rounding_key
+from ._triton import jit, tl
+from .adam import triton_moments
 
 OBSERVE, APPLY, ELEMENT = 0, 1, 2
 RULES = ("additive", "multiplicative", "normalized", "sign")
@@ -108,6 +110,109 @@ def reference(
         s.store_states(m, v, vmax, r)
 
 
+@jit
+def triton_element_rate(
+    rate: tl.tensor, gu: tl.tensor, additive: tl.tensor, up: tl.tensor, down: tl.tensor, lo: tl.tensor, hi: tl.tensor
+) -> tl.tensor:
+    """`element_rate`."""
+    gu = tl.where(tl.abs(gu) <= 3.4028235e38, gu, 0.0)
+    factor = tl.where(gu > 0.0, up, tl.where(gu < 0.0, down, 1.0))
+    return tl.minimum(tl.maximum(rate * factor + additive * gu, lo), hi)
+
+
+@jit
+def triton_hyper(o: tl.tuple, FLAGS: tl.constexpr, t: tl.tensor, lr: tl.tensor, g_mul: tl.tensor) -> tl.tuple:
+    """The scalars of one tensor at step t: those of Adam, then those of the element's rate."""
+    k_old, e_old = _triton.adam_bias(t - 1.0, o[0], o[1], o[2])
+    k_new, e_new = _triton.adam_bias(t, o[0], o[1], o[2])
+    adam = (k_old, e_old, k_new, e_new, lr, g_mul, o[3], o[4], o[5], o[6], o[7])
+    return adam, o[8], o[9], o[10], o[11], o[12]
+
+
+@jit
+def triton_step(
+    h: tl.tuple,
+    FLAGS: tl.constexpr,
+    g: tl.tensor,
+    p: tl.tensor,
+    m: tl.tensor,
+    v: tl.tensor,
+    vmax: tl.tensor,
+    rate: tl.tensor,
+) -> tl.tuple:
+    """One element in the phase FLAGS[1]: (g, u_{t-1}, p, m, v, max v, rate)."""
+    a = h[0]
+    u_old = g
+    if FLAGS[1] == 1:
+        p = p * (1.0 - a[4] * a[10]) - a[4] * (a[2] * m / (tl.sqrt(vmax if FLAGS[0] else v) + a[3]))
+    else:
+        g = g * a[5] + a[9] * p
+        u_old, u_new, m, v, vmax = triton_moments(a, FLAGS[0], g, m, v, vmax)
+        if FLAGS[1] == 2:
+            rate = triton_element_rate(rate, g * u_old, h[1], h[2], h[3], h[4], h[5])
+            p = p - rate * a[4] * (u_new + a[10] * p)
+    return g, u_old, p, m, v, vmax, rate
+
+
+def triton_rate_options(hyper_rule: int, hyper_lr: float, lr_min: float, lr_max: float) -> tuple[float, ...]:
+    """What `triton_element_rate` reads after the rate and g u."""
+    rule = RULES[hyper_rule]
+    if rule == "additive":
+        return (hyper_lr, 1.0, 1.0, lr_min, lr_max)
+    if rule == "multiplicative":
+        return (0.0, 1.0 + hyper_lr, 1.0 - hyper_lr, lr_min, lr_max)
+    return (0.0, math.exp(hyper_lr), math.exp(-hyper_lr), lr_min, lr_max)
+
+
+def run_triton(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    master: Tensor | None,
+    step: Tensor,
+    stats: Tensor,
+    partials: Tensor,
+    items: Tensor,
+    chunks: Tensor,
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+    rate: Tensor | None,
+    phase: int,
+    hyper_rule: int,
+    hyper_lr: float,
+    lr_min: float,
+    lr_max: float,
+    lr_scale: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    seed: int = -1,
+) -> None:
+    """The passes by Triton."""
+    states = _triton.S0 | _triton.S1 | (_triton.S2 if max_exp_avg_sq is not None else 0)
+    if phase == ELEMENT:
+        states |= _triton.S3
+    moves_p = phase != OBSERVE
+    reads_p = _triton.P if moves_p or (not decoupled and weight_decay != 0) else 0
+    _triton.run(
+        triton_hyper, triton_step, (max_exp_avg_sq is not None, phase),
+        adam.triton_options(beta1, beta2, eps, weight_decay, decoupled)
+        + triton_rate_options(hyper_rule, hyper_lr, lr_min, lr_max),
+        states | reads_p | (0 if phase == APPLY else _triton.G),
+        (0 if phase == APPLY else states) | (_triton.P if moves_p else 0),
+        params, grads, (exp_avg, exp_avg_sq, max_exp_avg_sq, rate), master, step, stats, partials, items,
+        chunks, lr, grad_scale, found_inf, clip, lr_scale, maximize, seed,
+        has_stats=phase != APPLY, counts_step=phase != APPLY,
+    )  # fmt: skip
+
+
 def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple[Any, ...]]:
     """Every phase on every sample of `adam`, and every element rule."""
     samples = []
@@ -120,4 +225,4 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return samples
 
 
-OP = define(SCHEMA, reference, sample_inputs)
+OP = define(SCHEMA, reference, sample_inputs, triton=run_triton)

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _bucket
+from . import _bucket, _triton
 from ._define import define
 from ._rounding import rounding_key
+from ._triton import jit, tl
 
 TENSORS = (
     "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)? momentum_buffer, Tensor(c!)? previous, Tensor(d!)? master, "
@@ -91,6 +92,79 @@ def reference(
         s.store_states(buffer, u_new)
 
 
+@jit
+def triton_hyper(o: tl.tuple, FLAGS: tl.constexpr, t: tl.tensor, lr: tl.tensor, g_mul: tl.tensor) -> tl.tuple:
+    """The scalars of one tensor at step t: at its first step the buffer becomes the gradient."""
+    first = t <= 1.0
+    return tl.where(first, 0.0, o[0]), tl.where(first, 1.0, o[1]), lr, g_mul, o[2], o[0]
+
+
+@jit
+def triton_direction(
+    h: tl.tuple, FLAGS: tl.constexpr, g: tl.tensor, buffer: tl.tensor, previous: tl.tensor
+) -> tl.tuple:
+    """(u_{t-1}, u_t, b_t, kept u_t) for FLAGS = (momentum, previous, nesterov)."""
+    u_old = previous if FLAGS[1] else buffer
+    u_new = g
+    if FLAGS[0]:
+        buffer = h[0] * buffer + h[1] * g
+        u_new = g + h[5] * buffer if FLAGS[2] else buffer
+    if FLAGS[1]:
+        previous = u_new
+    return u_old, u_new, buffer, previous
+
+
+@jit
+def triton_step(
+    h: tl.tuple,
+    FLAGS: tl.constexpr,
+    g: tl.tensor,
+    p: tl.tensor,
+    buffer: tl.tensor,
+    previous: tl.tensor,
+    spare: tl.tensor,
+    rate: tl.tensor,
+) -> tl.tuple:
+    """One element: (g, u_{t-1}, p, buffer, previous, -, -)."""
+    g = g * h[3] + h[4] * p
+    u_old, u_new, buffer, previous = triton_direction(h, FLAGS, g, buffer, previous)
+    p = p - h[2] * u_new
+    return g, u_old, p, buffer, previous, spare, rate
+
+
+def run_triton(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffer: Tensor | None,
+    previous: Tensor | None,
+    master: Tensor | None,
+    step: Tensor,
+    stats: Tensor,
+    partials: Tensor,
+    items: Tensor,
+    chunks: Tensor,
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    clip: Tensor | None,
+    lr_scale: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    seed: int = -1,
+) -> None:
+    """The step by Triton."""
+    states = (0 if momentum_buffer is None else _triton.S0) | (0 if previous is None else _triton.S1)
+    _triton.run(
+        triton_hyper, triton_step, (momentum_buffer is not None, previous is not None, nesterov),
+        (momentum, 1.0 - dampening, weight_decay), _triton.P | _triton.G | states, _triton.P | states,
+        params, grads, (momentum_buffer, previous), master, step, stats, partials, items,
+        chunks, lr, grad_scale, found_inf, clip, lr_scale, maximize, seed,
+    )  # fmt: skip
+
+
 def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple[Any, ...]]:
     """Argument tuples that exercise the op: plain, momentum, Nesterov with a kept direction, masters, scaling."""
     numels = (0, 1, 63, 4097)
@@ -115,4 +189,4 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return samples
 
 
-OP = define(SCHEMA, reference, sample_inputs)
+OP = define(SCHEMA, reference, sample_inputs, triton=run_triton)
