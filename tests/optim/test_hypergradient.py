@@ -120,6 +120,34 @@ def test_other_rules_exact(method: str, granularity: str, rule: str) -> None:
     assert_same(params, opt, plain, 1e-4)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("method", ["sgd-hd", "sgd-momentum-hd", "sgdn-hd", "adam-hd"])
+def test_coupled_decay_is_part_of_the_objective(method: str, exact: bool) -> None:
+    """weight_decay=λ in SGD and Adam is the paper's algorithm on the loss f + λ/2 |θ|²."""
+    name, options, direction, _ = METHODS[method]
+    params = make_params(LOGISTIC_SHAPES, torch.float64)
+    loss = logistic_loss()
+    plain = PlainHD(
+        params,
+        lambda thetas: loss(thetas) + 0.05 * sum(t.square().sum() for t in thetas),
+        direction(),
+        segments=[0, 0, 0, 0],
+        lr=options["lr"],
+        hyper_lr=1e-3,
+        late=not exact,
+    )
+    opt = ours(name)(
+        params, hypergrad="global", hyper_rule="additive", hyper_lr=1e-3, hyper_exact=exact, weight_decay=0.1,
+        safe_start=None, **options,
+    )  # fmt: skip
+    for _ in range(12):
+        opt.zero_grad()
+        loss(params).backward()
+        opt.step()
+        plain.step()
+    assert_same(params, opt, plain, 1e-9)
+
+
 def test_one_pass_and_exact_differ_by_exactly_that() -> None:
     """The mutation that the tests above must see: exact and late are two algorithms."""
     late = both("adam-hd", "global", "additive", exact=False, dtype=torch.float64, backend="reference")
@@ -289,11 +317,20 @@ def test_nothing_depends_on_the_number_of_threads(granularity: str | None) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.9, "dampening": 0.2}),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "maximize": True}),
+        ("Adam", {}),
+        ("Adam", {"amsgrad": True, "maximize": True, "betas": (0.5, 0.6)}),
+    ],
+)
 @pytest.mark.parametrize("exact", [False, True])
-def test_tensor_stats(name: str, exact: bool, backend: str) -> None:
+def test_tensor_stats(name: str, options: dict[str, Any], exact: bool, backend: str) -> None:
+    """u is what the step before has moved the parameters by, per unit of rate: recomputed, or kept."""
     params = make_params(((40,), (3, 5)))
-    options = {"momentum": 0.9} if name == "SGD" else {"weight_decay": 0.0}
     opt = ours(name)(
         params, lr=0.1, hypergrad="tensor", hyper_exact=exact, hyper_lr=0.0, safe_start=None,
         backend=None if backend == "cpu" else backend, **options,
@@ -307,7 +344,7 @@ def test_tensor_stats(name: str, exact: bool, backend: str) -> None:
     before = [p.detach().double() for p in params]
     run(opt, params, iter(steps[3:]))
     for row, g, direction, p in zip(opt.tensor_stats(), steps[3], u, before, strict=True):
-        g = g.double()
+        g = -g.double() if options.get("maximize") else g.double()
         expected = torch.stack([(g * g).sum(), (g * direction).sum(), (direction * direction).sum(), (p * p).sum()])
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optim_cases import CLASSES, HYPERGRADS, copies, gradients, make_params, ours, run, states_equal, theirs
@@ -365,3 +369,49 @@ def test_scheduler_with_a_tensor_lr() -> None:
         opt.step()
         schedule.step()
         torch.testing.assert_close(before - params[0].detach(), torch.full((6,), expected), rtol=1e-4, atol=1e-7)
+
+
+def test_a_gradient_set_by_hand_on_a_parameter_that_asks_for_none() -> None:
+    for granularity in (None, *HYPERGRADS):
+        params = [torch.ones(4), torch.ones(3, 3)]
+        peer = [p.clone() for p in params]
+        opt = metafast.optim.SGD(params, lr=0.1, hypergrad=granularity, hyper_lr=0.0, safe_start=None)
+        torch_opt = torch.optim.SGD(peer, lr=0.1)
+        for of, o in ((params, opt), (peer, torch_opt)):
+            set_grads(of)
+            o.step()
+        torch.testing.assert_close(params, peer)
+
+
+def test_a_gradient_with_a_graph() -> None:
+    """create_graph=True leaves gradients that require gradients."""
+    param = make_params(((4,),))[0]
+    (param.grad,) = torch.autograd.grad((param**3).sum(), param, create_graph=True)
+    assert param.grad.requires_grad
+    opt = metafast.optim.AdamW([param], hypergrad="tensor", max_grad_norm=1.0)
+    opt.step()
+    assert not opt.state[param]["exp_avg"].requires_grad
+    param.grad = None  # breaks the cycle
+
+
+def test_memory_of_swapped_data_is_given_back() -> None:
+    """An optimizer that kept the old storage alive would double the memory of a model whose weights are replaced."""
+    memory = np.ones(1000, dtype=np.float32)
+    param = torch.nn.Parameter(torch.from_numpy(memory))
+    freed = weakref.ref(memory)
+    del memory
+    opt = metafast.optim.AdamW([param], hypergrad="tensor")
+    set_grads([param])
+    opt.step()
+    assert freed() is not None
+    param.data = torch.zeros(1000)
+    gc.collect()
+    assert freed() is None
+    opt.step()
+
+
+def test_examples_in_the_docstrings() -> None:
+    for module in (metafast.optim.adam, metafast.optim.sgd):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0
