@@ -40,7 +40,7 @@ def published(content: dict[str, Any]) -> str:
 
 
 def defaults(content: dict[str, Any]) -> str:
-    """How many of the starts end within a point of the best fixed rate, by pair; mean shortfall at each start."""
+    """How many of the starts end within a point of the best fixed rate, by pair; mean difference at each start."""
     summary = content["summary"]
     methods = list(next(iter(summary.values()))["methods"])
     rates = list(next(iter(summary.values()))["methods"][methods[0]]["difference"])
@@ -50,7 +50,7 @@ def defaults(content: dict[str, Any]) -> str:
         means = []
         for rate in rates:
             values = [entry["methods"][method]["difference"][rate] for entry in summary.values()]
-            means.append(f"{sum(-100.0 if v is None else v for v in values) / len(values):+.1f}")
+            means.append(f"{sum(-20.0 if v is None else max(-20.0, v) for v in values) / len(values):+.1f}")
         lines.append(_row(method, *map(str, counts), f"{sum(counts)} of {len(rates) * len(counts)}", *means))
     return "\n".join(lines) + _origin(content)
 
