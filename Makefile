@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | docs: each sets up all that it needs in .venv, and does nothing twice.
+# make demo | test | bench | lint | format | docs: each sets up all that it needs in .venv, and does nothing twice.
 # make build: the native libraries in place (PYTHON=... for another environment).
 
 PYTHON3 ?= python3
@@ -24,7 +24,7 @@ PIN_FILE := requirements/py$(shell $(PYTHON3) -c 'import sys; print("%d%d" % sys
 PINS := $(wildcard $(PIN_FILE))
 PIP = $(PYTHON) -m pip install -q -c requirements/torch.txt $(addprefix -c ,$(PINS))
 
-.PHONY: demo test bench lint docs build ctest pins clean
+.PHONY: demo test bench lint format docs build ctest pins clean
 
 demo: build
 	$(PYTHON) -m metafast demo
@@ -40,6 +40,11 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check -q --fix .
+	$(VENV)/bin/ruff format -q .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

@@ -27,10 +27,8 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
 std::string cpu_level() {
   bool avx2 = true, avx512 = true;
   for (const auto& [name, present] : cpu_features()) {
-    if (name == "avx2" || name == "fma")
-      avx2 = avx2 && present;
-    else if (name != "avx512bf16")
-      avx512 = avx512 && present;
+    if (name == "avx2" || name == "fma") avx2 = avx2 && present;
+    else if (name != "avx512bf16") avx512 = avx512 && present;
   }
   return avx2 ? (avx512 ? "avx512" : "avx2") : "none";
 }
