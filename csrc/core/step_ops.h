@@ -38,10 +38,8 @@ struct MakeHyper {
   ElementRate element{};
 
   Hyper operator()(double step, double lr, double g_mul) const {
-    if constexpr (requires(Hyper h) { h.rate; })
-      return options.at(step, lr, g_mul, element);
-    else
-      return options.at(step, lr, g_mul);
+    if constexpr (requires(Hyper h) { h.rate; }) return options.at(step, lr, g_mul, element);
+    else return options.at(step, lr, g_mul);
   }
 };
 
@@ -105,13 +103,12 @@ void adam_op(StableIValue* stack, uint64_t count, uint64_t) {
   request.device = args.device_index();
 
   const bool l2 = !o.decoupled && o.weight_decay != 0.0;
-  request.pass =
-      make_pass(adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2, hyper.rule == kAdditive), hyper.mode, hyper.mode != Mode::apply);
+  request.pass = make_pass(adam_rule(hyper.mode, static_cast<bool>(b.state[2]), l2, hyper.rule == kAdditive),
+                           hyper.mode, hyper.mode != Mode::apply);
   if (hyper.mode == Mode::element)
-    Driver::template step<HyperAdamElementHyper>(
-        request, MakeHyper<HyperAdamElementHyper, AdamOptions>{o, hyper.element()});
-  else
-    Driver::template step<AdamHyper>(request, MakeHyper<AdamHyper, AdamOptions>{o});
+    Driver::template step<HyperAdamElementHyper>(request,
+                                                 MakeHyper<HyperAdamElementHyper, AdamOptions>{o, hyper.element()});
+  else Driver::template step<AdamHyper>(request, MakeHyper<AdamHyper, AdamOptions>{o});
 }
 
 template <class Driver, bool kHyper>
@@ -144,13 +141,12 @@ void sgd_op(StableIValue* stack, uint64_t count, uint64_t) {
   STD_TORCH_CHECK(!kHyper || b.state[0] || b.state[1], args.op(), ": momentum_buffer or previous must be given");
 
   request.pass = make_pass(
-      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0, hyper.rule == kAdditive), hyper.mode,
-      hyper.mode != Mode::observe);
+      sgd_rule(hyper.mode, o.has_buffer, static_cast<bool>(b.state[1]), o.weight_decay != 0.0, hyper.rule == kAdditive),
+      hyper.mode, hyper.mode != Mode::observe);
   if (hyper.mode == Mode::element)
-    Driver::template step<HyperSgdElementHyper>(
-        request, MakeHyper<HyperSgdElementHyper, SgdOptions>{o, hyper.element()});
-  else
-    Driver::template step<SgdHyper>(request, MakeHyper<SgdHyper, SgdOptions>{o});
+    Driver::template step<HyperSgdElementHyper>(request,
+                                                MakeHyper<HyperSgdElementHyper, SgdOptions>{o, hyper.element()});
+  else Driver::template step<SgdHyper>(request, MakeHyper<SgdHyper, SgdOptions>{o});
 }
 
 }  // namespace mf

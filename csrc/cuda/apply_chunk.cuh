@@ -225,7 +225,7 @@ MF_HD void apply_vectors(const Chunk& c, const typename R::Hyper& h, int lane, i
 }
 
 template <unsigned kStreams>
-constexpr int kStreamCount = kStreams == 0 ? 0 : 1 + kStreamCount<kStreams & (kStreams - 1)>;
+constexpr int kStreamCount = kStreams == 0 ? 0 : 1 + kStreamCount<kStreams&(kStreams - 1)>;
 template <>
 inline constexpr int kStreamCount<0> = 0;
 

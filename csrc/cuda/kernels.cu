@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(kLanes) squares_kernel(const __grid_constant__
   const int64_t index = l.args.first_chunk + blockIdx.x;
   const Located at = locate(l.args.tables, index, l.args.first_item, kSquaresTensors);
   const StreamRef g = advance({const_cast<void*>(l.grad[at.local]), l.args.grad_dtype}, at.row.start);
-  const double total =
-      block_sum<kLanes>(squares_chunk(g, length(at), static_cast<int>(threadIdx.x), kLanes), scratch);
+  const double total = block_sum<kLanes>(squares_chunk(g, length(at), static_cast<int>(threadIdx.x), kLanes), scratch);
   if (threadIdx.x == 0) l.args.tables.partials[index] = total;
 }
 
@@ -121,7 +120,8 @@ __global__ void __launch_bounds__(kRateLanes) rate_kernel(const RateArgs a) {
         if (a.segments[i] != r) continue;
 #pragma unroll
         for (int k = 0; k < kMoments; ++k)
-          atomicAdd(&total[k], static_cast<unsigned long long>(summand(a.stats[i * kStatCount + k], exponent[k], bits)));
+          atomicAdd(&total[k],
+                    static_cast<unsigned long long>(summand(a.stats[i * kStatCount + k], exponent[k], bits)));
       }
     }
     __syncthreads();

@@ -1,8 +1,9 @@
 // What a launch carries, and what its thread blocks do before and after the element loops. No torch, no CUDA runtime:
 // tests/cpp runs the same functions on the host.
 //
-// A step is two launches per batch of tensors: `step` (a block for each chunk) writes four sums per chunk, then `finish`
-// (a warp for each tensor) adds them in the order of the chunks and counts the step. Nothing is read back by the host.
+// A step is two launches per batch of tensors: `step` (a block for each chunk) writes four sums per chunk, then
+// `finish` (a warp for each tensor) adds them in the order of the chunks and counts the step. Nothing is read back by
+// the host.
 #pragma once
 
 #include "../core/hyper.h"
@@ -15,9 +16,9 @@ constexpr int kParameterBytes = 32764;  // of one kernel launch, since CUDA 12.1
 constexpr int kTensors = 2000;          // of one launch: their pointers travel in its parameters
 constexpr int kLanes = 128;             // threads that share a chunk
 constexpr int kWarp = 32;
-constexpr int kFinishLanes = 1024;      // of a `finish` block: one warp for each of 32 tensors
-constexpr int kWide = 1024;             // chunks from which a tensor gets the whole block to add them
-constexpr int kRateLanes = 256;         // that look through all slots for one rate
+constexpr int kFinishLanes = 1024;  // of a `finish` block: one warp for each of 32 tensors
+constexpr int kWide = 1024;         // chunks from which a tensor gets the whole block to add them
+constexpr int kRateLanes = 256;     // that look through all slots for one rate
 
 enum class Types : int { all_float, all_bfloat, bfloat_param, any, count };
 
@@ -68,8 +69,8 @@ static_assert(sizeof(StepLaunch) <= kParameterBytes);
 
 struct FinishArgs {
   Tables tables;
-  double* sums;       // [slots, columns]: stats, or the squares of gradients
-  float* step;        // counted where it is not null
+  double* sums;  // [slots, columns]: stats, or the squares of gradients
+  float* step;   // counted where it is not null
   int columns, from, to;
   int64_t first_item, items;
 };
@@ -211,8 +212,7 @@ MF_HD void make_hyper(const RuleOptions& o, double t, double lr, double g, Hyper
 template <class Hyper>
 MF_HD void open_hyper(const StepArgs& a, int64_t slot, Hyper& h) {
   const double g_mul = (a.maximize ? -1.0 : 1.0) * (a.clip ? *a.clip : 1.0) / (a.grad_scale ? *a.grad_scale : 1.0);
-  make_hyper(a.options, static_cast<double>(step_number(a, slot)), a.lr[a.lr_per_slot ? slot : 0],
-             g_mul, h);
+  make_hyper(a.options, static_cast<double>(step_number(a, slot)), a.lr[a.lr_per_slot ? slot : 0], g_mul, h);
 }
 
 // A lane's share of a tensor's column, in the order of the chunks: chunks begin + lane, begin + lane + lanes, ...

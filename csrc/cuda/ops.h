@@ -16,7 +16,8 @@ inline void check_launch(const char* error, const char* op) {
 // The one storage type of a list: a launch has one, so that its kernel has no branch for each tensor.
 inline DType common_dtype(const std::vector<View>& views, const char* op, const char* name) {
   for (const View& v : views)
-    STD_TORCH_CHECK(v.dtype == views.front().dtype, op, ": ", name, " must share one dtype; make a call for each dtype");
+    STD_TORCH_CHECK(v.dtype == views.front().dtype, op, ": ", name,
+                    " must share one dtype; make a call for each dtype");
   return views.empty() ? DType::f32 : storage_dtype(views.front(), op, name);
 }
 
@@ -68,8 +69,13 @@ struct Driver {
 
     static thread_local StepLaunch launch;
     StepArgs& a = launch.args;
-    a.tables = {b.items.as<const Item>(), b.chunks.as<const ChunkRow>(), b.partials.as<double>(), b.item_count(),
-                b.chunk_count(), b.step.numel, b.found_inf.as<const float>()};
+    a.tables = {b.items.as<const Item>(),
+                b.chunks.as<const ChunkRow>(),
+                b.partials.as<double>(),
+                b.item_count(),
+                b.chunk_count(),
+                b.step.numel,
+                b.found_inf.as<const float>()};
     const unsigned touched = r.pass.reads | r.pass.writes;
     a.arena_size = INT64_MAX;
     for (int k = 0; k < kMaxStates; ++k) {
@@ -132,8 +138,13 @@ inline void grad_squares(StableIValue* stack, uint64_t count, uint64_t) {
 
   static thread_local SquaresLaunch launch;
   SquaresArgs& a = launch.args;
-  a.tables = {items.as<const Item>(), chunks.as<const ChunkRow>(), partials.as<double>(),
-              static_cast<int64_t>(grads.size()), chunks.numel / 3, squares.numel, nullptr};
+  a.tables = {items.as<const Item>(),
+              chunks.as<const ChunkRow>(),
+              partials.as<double>(),
+              static_cast<int64_t>(grads.size()),
+              chunks.numel / 3,
+              squares.numel,
+              nullptr};
   a.grad_dtype = common_dtype(grads, args.op(), "grads");
   const OnDevice guard(device);
   const Stream stream = current_stream(device);

@@ -182,10 +182,8 @@ Sums all_lanes(Tensor& t, const typename R::Hyper& h, bool stochastic, int lanes
 template <class Hyper>
 Hyper make_hyper_of() {
   RuleOptions options;
-  if constexpr (std::is_base_of_v<AdamHyper, Hyper>)
-    options.set(AdamOptions{1e-2, 0.9, 0.999, 1e-8, 1e-2, false});
-  else
-    options.set(SgdOptions{1e-2, 0.9, 0.1, 1e-2, false, true});
+  if constexpr (std::is_base_of_v<AdamHyper, Hyper>) options.set(AdamOptions{1e-2, 0.9, 0.999, 1e-8, 1e-2, false});
+  else options.set(SgdOptions{1e-2, 0.9, 0.1, 1e-2, false, true});
   options.element = make_element_rate(kNormalized, 0.02, 1e-8, 10.0);
   Hyper h;
   make_hyper(options, 7.0, 0.5, -0.25, h);
@@ -208,8 +206,8 @@ void compare(const char* rule, const Storages& storages) {
                 long(shift), stochastic, lanes);
           CHECK(got.guards_hold(), "%s %s n=%ld shift=%ld wrote outside", rule, storages.name, long(n), long(shift));
           for (int k = R::kStats ? 0 : 3; k < (R::kReads & kP ? 4 : 3); ++k) {
-            CHECK(std::abs(want.value[k] - have.value[k]) <= 1e-6 * want.size[k], "%s %s n=%ld sum %d: %g, not %g", rule,
-                  storages.name, long(n), k, have.value[k], want.value[k]);
+            CHECK(std::abs(want.value[k] - have.value[k]) <= 1e-6 * want.size[k], "%s %s n=%ld sum %d: %g, not %g",
+                  rule, storages.name, long(n), k, have.value[k], want.value[k]);
           }
         }
 }
@@ -263,7 +261,8 @@ void cut_into_launches() {
 // Address arithmetic past 2^31 elements, without the memory: the pointers are only compared.
 void beyond_32_bits() {
   const int64_t start = ((int64_t{1} << 33) / kChunk) * kChunk;
-  const StreamRef f = advance({reinterpret_cast<void*>(64), F}, start), b = advance({reinterpret_cast<void*>(64), B}, start);
+  const StreamRef f = advance({reinterpret_cast<void*>(64), F}, start),
+                  b = advance({reinterpret_cast<void*>(64), B}, start);
   CHECK(reinterpret_cast<uintptr_t>(f.data) == 64 + 4 * static_cast<uint64_t>(start), "%p", f.data);
   CHECK(reinterpret_cast<uintptr_t>(b.data) == 64 + 2 * static_cast<uint64_t>(start), "%p", b.data);
   CHECK(advance({}, start).data == nullptr, "a missing stream stays missing");

@@ -90,8 +90,7 @@ const char* launch_rate(const RateArgs& a, Stream) {
     const int bits = summand_bits(sum.count);
     for (int64_t i = 0; i < a.slots; ++i)
       if (sum.finite && a.segments[i] == r)
-        for (int k = 0; k < kMoments; ++k)
-          sum.total[k] += summand(a.stats[i * kStatCount + k], sum.exponent[k], bits);
+        for (int k = 0; k < kMoments; ++k) sum.total[k] += summand(a.stats[i * kStatCount + k], sum.exponent[k], bits);
     sum.write(a, r, bits);
   }
   return nullptr;
