@@ -195,5 +195,5 @@ def test_the_summary_counts_what_the_rows_say():
         "best fixed rate (98.0 %): 6 of 7 with the hypergradient, 2 with a fixed rate, 1 with the cosine schedule"
         in text
     )
-    assert "The best single run is AdamW, cosine schedule, from 1 (99.0 %)" in text
+    assert "The best accuracy, 99.0 %, is that of AdamW, cosine schedule from 1." in text
     assert "Starting from 1 the hypergradient run ends more than 5 points below" in text
