@@ -10,6 +10,9 @@ from typing import Any
 from .sizes import TITLES
 
 
+FUSED_HD, PLAIN_HD = "metafast AdamW hypergrad=global", "AdamHD, plain PyTorch"
+
+
 def table(run: dict[str, Any]) -> str:
     """The table of one size and thread count, in the order of the file; nobody's row is left out."""
     lines = [
@@ -49,6 +52,11 @@ def overview(results: dict[str, Any]) -> str:
             shown = [f"{values[size]:.2f}×" if size in values else "-" for size in sizes]
             title = f"**{name}**" if name in ours else name
             lines.append(f"| {title} | {baselines[family]} | " + " | ".join(shown) + " |")
+        # The same maths, fused and plain: both rows are against the same baseline, so their quotient is a speed-up.
+        fused, plain = cells.get(("AdamW", FUSED_HD), {}), cells.get(("AdamW", PLAIN_HD), {})
+        if fused and plain:
+            both = [f"{fused[size] / plain[size]:.1f}×" if size in plain and size in fused else "-" for size in sizes]
+            lines.append(f"| **{FUSED_HD}** | {PLAIN_HD} | " + " | ".join(both) + " |")
         parts.append(f"{threads} thread{'s' if threads > 1 else ''}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
