@@ -9,7 +9,6 @@ from typing import Any
 
 from .sizes import TITLES
 
-
 FUSED_HD, PLAIN_HD = "metafast AdamW hypergrad=global", "AdamHD, plain PyTorch"
 
 
