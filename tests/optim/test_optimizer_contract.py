@@ -192,7 +192,10 @@ def test_contexts(context: Callable[[], Any]) -> None:
         set_grads(of)
     with context():
         opt.step()
-    opt.step()  # states made in inference mode could not be written here
+    state = opt.state[params[0]]
+    state["exp_avg"].mul_(1.0)  # outside, a tensor made in inference mode refuses to be written or saved for backward
+    assert not any(value.is_inference() for value in state.values())
+    opt.step()
     other.step()
     other.step()
     assert all(map(torch.equal, params, peer))
