@@ -29,6 +29,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def placed_like(param: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with its parameter's placements; tensor parallelism leaves sums that are still to be made."""
+    if sharding(grad) in ((), sharding(param)):
+        return grad
+    moved: Tensor = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return moved
+
+
 def sharding(param: Tensor) -> tuple[Any, ...]:
     """(mesh, placements) of a DTensor, or nothing."""
     if DTensor is not None and isinstance(param, DTensor):
@@ -154,8 +162,8 @@ class Call:
             self.params = [bucket.params[slot] for slot in active]
             self.grads = [grads[slot] for slot in active]
         if bucket.is_sharded:
+            self.grads = [local(placed_like(p, g)) for p, g in zip(self.params, self.grads, strict=True)]
             self.params = [local(p) for p in self.params]
-            self.grads = [local(g) for g in self.grads]
         if not bucket.dense:
             self._copy_params()
 
