@@ -85,10 +85,9 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     stats = torch.randn(7, 4, dtype=torch.float64, generator=generator)
     stats[:, (0, 2, 3)] = stats[:, (0, 2, 3)].square()
     segments = torch.tensor([0, 1, 1, 1, -1, 3, 3])
-    return [
-        (torch.full((4,), 1e-2, dtype=torch.float64, device=device), stats.to(device), segments.to(device), None, rule, 0.05, 1e-8, 10.0)
-        for rule in range(len(RULES))
-    ]
+    rates = torch.full((4,), 1e-2, dtype=torch.float64, device=device)
+    given = (stats.to(device), segments.to(device), None)
+    return [(rates.clone(), *given, rule, 0.05, 1e-8, 10.0) for rule in range(len(RULES))]
 
 
 OP = define(SCHEMA, reference, sample_inputs)

@@ -95,9 +95,9 @@ class Bucket:
         self.segments: Tensor | None = None
         self.starting = False  # before the first step of a new learned rate
         self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
-        # Only these can change their memory format without changing anything else that a step looks at.
-        # One more owner in C++ for each parameter: a tensor that only Python owns takes and drops the GIL in every call.
+        # An owner in C++ for each parameter: a tensor that only Python owns takes and drops the GIL in every call.
         self._owners = [] if self.is_sharded else [accumulator(p) for p in self.params]
+        # Only these can change their memory format without changing anything else that a step looks at.
         self._watched = [p for p in self.params if p.dim() >= 2]
         self._formats = self._current_formats()
 

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._base import ParamsT
 from ._buckets import Bucket, Call
-from ._fused import FusedOptimizer, ParamsT
+from ._fused import FusedOptimizer
 
 
 class Adam(FusedOptimizer):
     r"""Adam, equal to `torch.optim.Adam`, in one memory pass and with a learning rate that can adapt itself.
 
-    With `hypergrad`, the rate \(\alpha\) follows the hypergradient \(\partial f / \partial \alpha = -g_t^\top u_{t-1}\),
-    which costs no memory and no extra pass: \(u_{t-1}\) is recomputed from the old moments inside the step. A scheduler
-    multiplies the learned rate: the effective rate is `learned * group["lr"] / starting lr`.
+    With `hypergrad`, the rate \(\alpha\) follows the hypergradient
+    \(\partial f / \partial \alpha = -g_t^\top u_{t-1}\), which costs no memory and no extra pass: \(u_{t-1}\) is
+    recomputed from the old moments inside the step. A scheduler multiplies the learned rate: the effective rate is
+    `learned * group["lr"] / starting lr`.
 
     Args:
         params: parameters, named parameters, or dicts of parameter groups with options of their own.
@@ -29,8 +31,8 @@ class Adam(FusedOptimizer):
         maximize: ascend. Default False.
         capturable: kept for checkpoints of PyTorch; the steps never synchronize with a device. Default False.
         hypergrad: what has a rate of its own: None (fixed rate), "global", "group", "tensor" or "element".
-        hyper_lr: step of the rate. Default (None): 0.5 (SGD: 0.2) for "normalized" and "multiplicative", 0.05 for "sign"
-            and for hypergrad="tensor", and 0.02 with "element", where the cosine is a sign; 1e-7 (SGD: 1e-3) for
+        hyper_lr: step of the rate. Default (None): 0.5 (SGD: 0.2) for "normalized" and "multiplicative", 0.05 for
+            "sign" and for hypergrad="tensor", and 0.02 with "element", where the cosine is a sign; 1e-7 (SGD: 1e-3) for
             "additive", as in the paper, whose unit is that of lr / g·u.
         hyper_rule: "normalized" (default) multiplies the rate by `exp(hyper_lr * cos(g, u))`; "multiplicative" by
             `1 + hyper_lr * cos(g, u)`; "sign" by `exp(hyper_lr * sign(g·u))`; "additive" adds `hyper_lr * g·u`

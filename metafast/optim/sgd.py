@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._base import ParamsT
 from ._buckets import Bucket, Call
-from ._fused import FusedOptimizer, ParamsT
+from ._fused import FusedOptimizer
 
 
 class SGD(FusedOptimizer):
@@ -25,8 +26,8 @@ class SGD(FusedOptimizer):
         dampening: dampening of the momentum. Default 0.
         weight_decay: L2 penalty. Default 0.
         nesterov: Nesterov momentum; needs momentum and no dampening. Default False.
-        maximize, capturable, hypergrad, hyper_lr, hyper_rule, hyper_exact, safe_start, lr_bounds, state_dtype, rate_dtype,
-            master_weights, stochastic_rounding, max_grad_norm, seed, backend: as in `Adam`.
+        maximize, capturable, hypergrad, hyper_lr, hyper_rule, hyper_exact, safe_start, lr_bounds, state_dtype,
+            rate_dtype, master_weights, stochastic_rounding, max_grad_norm, seed, backend: as in `Adam`.
 
     Raises:
         TypeError, ValueError: an option is unknown or out of range; the message names it, and what is accepted.
