@@ -111,6 +111,31 @@ def fsdp(case: str, part: slice) -> dict[str, Any]:
     return result
 
 
+def tensor_parallel(placement: str) -> dict[str, Any]:
+    """Split batches leave gradients that are sums still to be made, whatever the parameter's own placement."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    where = {"replicate": Replicate(), "rows": Shard(0), "columns": Shard(1)}[placement]
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(4, 3, generator=generator), torch.randn(8, 3, generator=generator)
+    sharded = nn.Parameter(distribute_tensor(weight.clone(), mesh, [where]))
+    whole_weight = nn.Parameter(weight.clone())
+    options: dict[str, Any] = {"lr": 0.1, "hypergrad": "tensor", "max_grad_norm": 0.5}
+    results = {}
+    for name, param, inputs in (
+        ("sharded", sharded, distribute_tensor(x, mesh, [Shard(0)])),
+        ("whole", whole_weight, x),
+    ):
+        opt = metafast.optim.AdamW([param], **options)
+        for _ in range(3):
+            opt.zero_grad()
+            (inputs @ param.t()).pow(2).sum().backward()
+            opt.step()
+        results[name] = {"params": whole(param).flatten().tolist(), "rates": opt.learned_lr()}
+    return {**results, "partial": sharded.grad.placements[0].is_partial()}
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -120,6 +145,8 @@ def main(folder: str) -> None:
     for case in OPTIONS:
         results[f"ddp {case}"] = ddp(case, half)
         results[f"fsdp {case}"] = fsdp(case, half)
+    for placement in ("replicate", "rows", "columns"):
+        results[f"tensor parallel {placement}"] = tensor_parallel(placement)
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()

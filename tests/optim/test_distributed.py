@@ -91,3 +91,12 @@ def test_fsdp_resumes_through_distributed_state_dicts(ranks: list[dict[str, Any]
 def test_fsdp_reduces_small_sums_only(ranks: list[dict[str, Any]], case: str, most: int) -> None:
     """One all-reduce of a few numbers for each bucket and kind of sum, however many parameters it has."""
     assert ranks[0][f"fsdp {case}"]["all_reduces"] <= most
+
+
+@pytest.mark.parametrize("placement", ["replicate", "rows", "columns"])
+def test_tensor_parallel_gradients(ranks: list[dict[str, Any]], placement: str) -> None:
+    for results in ranks:
+        result = results[f"tensor parallel {placement}"]
+        assert result["partial"], "the gradient came whole: this test tests nothing"
+        assert result["sharded"]["params"] == pytest.approx(result["whole"]["params"], rel=1e-4, abs=1e-5)
+        assert result["sharded"]["rates"] == pytest.approx(result["whole"]["rates"], rel=1e-5)
