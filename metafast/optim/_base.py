@@ -29,6 +29,7 @@ class FusedBase(torch.optim.Optimizer):
         self.last_grad_norm: Tensor | None = None
         self._buckets: dict[int, list[Bucket]] = {}  # by group index
         self._bucketed: dict[int, set[int]] = {}  # ids of the parameters in them
+        self._members: dict[int, list[Tensor]] = {}  # the parameters that a group had at the last step
         self._global_rate: Tensor | None = None
         self._history = RateHistory()
         self._steps = 0
