@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -75,8 +76,59 @@ class Checkpoints(LearnedRates):
                 )
             else:
                 view.copy_(value)
+        if slot == 0:
+            bucket.first = views
         extra = {name: _unwrap(value) for name, value in old.items() if name not in views}
         self.state[param] = {**extra, **views}
+
+    # ---- users change groups and states by hand
+
+    def _synchronize(self) -> None:
+        """Makes the buckets anew where users have pruned or replaced parameters, or reset, moved or set states."""
+        if self._in_sync():
+            return
+        buckets = [bucket for of_group in self._buckets.values() for bucket in of_group]
+        arrangement = []
+        for group in self.param_groups:
+            there = set(map(id, group["params"]))
+            arrangement.append([(b.index, [p for p in b.params if id(p) in there]) for b in buckets])
+        self._lay_out(arrangement)
+
+    def _in_sync(self) -> bool:
+        """Whether groups and states are those that the buckets were made for: a look at one state of each bucket."""
+        bucketed = 0
+        for index, group in enumerate(self.param_groups):
+            params = group["params"]
+            members = self._members.setdefault(index, list(params))
+            if len(members) != len(params) or not all(map(is_, members, params)):
+                return False
+            for bucket in self._buckets.get(index, ()):
+                bucketed += len(bucket)
+                state = self.state.get(bucket.params[0], {})
+                if any(state.get(name) is not view for name, view in bucket.first.items()):
+                    return False
+        return len(self._members) == len(self.param_groups) and len(self.state) >= bucketed
+
+    def _lay_out(self, arrangement: list[list[tuple[int, list[Tensor]]]]) -> None:
+        """Makes buckets for all parameters with a state: (number, parameters) as arranged, and others in order."""
+        self._buckets, self._bucketed, self._members, self._global_rate = {}, {}, {}, None
+        free = 1 + max((number for buckets in arrangement for number, _ in buckets), default=-1)
+        for index, group in enumerate(self.param_groups):
+            stateful = {id(p): p for p in group["params"] if self.state.get(p)}
+            self._members[index] = list(group["params"])
+            self._bucketed[index] = set(stateful)
+            self._buckets[index] = []
+            arranged: list[tuple[int | None, list[Tensor]]] = [
+                (number, [p for p in params if stateful.pop(id(p), None) is not None])
+                for number, params in arrangement[index]
+            ]
+            for wanted, params in (*arranged, (None, list(stateful.values()))):
+                number = wanted
+                for members in partition(params):
+                    if number is None:
+                        number, free = free, free + 1
+                    self._buckets[index].append(self._make_bucket(group, members, number))
+                    number = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class or of its `torch.optim` namesake, keeping the dtype of every state.
@@ -118,21 +170,16 @@ class Checkpoints(LearnedRates):
             self._check_group(group)
         for key, values in list(self.state.items()):
             self.state[key] = _unwrap(values)
-        for index, group in enumerate(self.param_groups):
-            params = group["params"]
-            stateful = [p for p in params if self.state.get(p)]
-            self._bucketed[index] = set(map(id, stateful))
-            self._buckets[index] = []
-            for number, positions in group.pop("_buckets", []):
-                members = [params[position] for position in positions]
-                if len(partition(members)) == 1 and all(self.state.get(p) for p in members):
-                    self._buckets[index].append(self._make_bucket(group, members, number))
-            done = {id(p) for bucket in self._buckets[index] for p in bucket.params}
-            for members in partition(p for p in stateful if id(p) not in done):
-                self._buckets[index].append(self._make_bucket(group, members, self._next_index()))
+        self._lay_out(
+            [
+                [(number, [group["params"][at] for at in positions]) for number, positions in group.pop("_buckets", [])]
+                for group in self.param_groups
+            ]
+        )
         self._steps = max((int(s["step"]) for s in self.state.values() if "step" in s), default=0)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._synchronize()
         groups = [dict(group) for group in self.param_groups]
         self._arrange(groups)
         return {
@@ -145,6 +192,7 @@ class Checkpoints(LearnedRates):
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint in the format of PyTorch; its tensors are views of the live states, as there."""
+        self._synchronize()
         saved: dict[str, Any] = super().state_dict()
         self._arrange(saved["param_groups"])
         return saved
