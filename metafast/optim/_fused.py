@@ -92,6 +92,7 @@ class FusedOptimizer(Checkpoints):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
             return  # on an accelerator the kernels look, to avoid a synchronization
+        self._synchronize()
         fresh = self._checked()
         calls = [
             (group, Call(bucket, grads))
