@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import doctest
 import gc
@@ -418,3 +419,107 @@ def test_examples_in_the_docstrings() -> None:
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0
+
+
+# ---- users who change groups and states by hand
+
+
+def build_pair(name: str = "AdamW", **options: Any) -> tuple[Any, list[Tensor], Any, list[Tensor]]:
+    params = make_params(((4, 3), (5,), (6,)))
+    peer = copies(params)
+    opt, torch_opt = ours(name)(params, lr=0.05, **options), theirs(name)(peer, lr=0.05)
+    run(opt, params, gradients(params, 3))
+    run(torch_opt, peer, gradients(peer, 3))
+    return opt, params, torch_opt, peer
+
+
+def clear_all(opt: Any) -> None:
+    opt.state.clear()
+
+
+def new_dict(opt: Any) -> None:
+    opt.state = collections.defaultdict(dict)
+
+
+def clear_one(opt: Any) -> None:
+    opt.state.pop(opt.param_groups[0]["params"][1])
+
+
+def replace_tensors(opt: Any) -> None:
+    for state in opt.state.values():  # the idiom that moves states to another device
+        for key, value in state.items():
+            state[key] = value.clone().mul_(2) if key == "exp_avg" else value.clone()
+
+
+def drop_a_parameter(opt: Any) -> None:
+    param = opt.param_groups[0]["params"].pop(0)
+    del opt.state[param]
+
+
+def grow_a_parameter(opt: Any) -> None:
+    """Gaussian splatting's densification: a longer parameter takes over the state of a shorter one."""
+    group = opt.param_groups[0]
+    old = group["params"][1]
+    state = opt.state.pop(old)
+    new = torch.nn.Parameter(torch.cat([old.detach(), torch.ones(2)]))
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.cat([state[key], torch.zeros(2)])
+    group["params"][1] = new
+    opt.state[new] = state
+
+
+def swap_a_parameter(opt: Any) -> None:
+    group = opt.param_groups[0]
+    del opt.state[group["params"][2]]
+    group["params"][2] = torch.nn.Parameter(torch.full((6,), 3.0))
+
+
+def replace_the_groups(opt: Any) -> None:
+    params = opt.param_groups[0]["params"]
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.3})
+    opt.param_groups.pop(0)
+    opt.add_param_group({"params": params[:2], "lr": 0.1})
+
+
+BY_HAND = [
+    clear_all, new_dict, clear_one, replace_tensors, drop_a_parameter, grow_a_parameter, swap_a_parameter,
+    replace_the_groups,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BY_HAND)
+def test_changes_by_hand_act_as_in_torch(change: Callable[[Any], None]) -> None:
+    opt, _, torch_opt, _ = build_pair()
+    for o in (opt, torch_opt):
+        change(o)
+        held = [p for group in o.param_groups for p in group["params"]]
+        run(o, held, gradients(held, 3, seed=4))
+    mine, other = ([p for g in o.param_groups for p in g["params"]] for o in (opt, torch_opt))
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    for p, q in zip(mine, other, strict=True):
+        for key, value in torch_opt.state[q].items():
+            torch.testing.assert_close(opt.state[p][key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("granularity", HYPERGRADS)
+def test_reset_states_start_again(granularity: str) -> None:
+    params = make_params(((4, 3), (5,)))
+    options: dict[str, Any] = {"lr": 0.01, "hypergrad": granularity, "hyper_rule": "sign"}
+    opt = metafast.optim.AdamW(params, **options)
+    run(opt, params, gradients(params, 4))
+    opt.state.clear()
+    fresh_params = copies(params)
+    fresh = metafast.optim.AdamW(fresh_params, **options)
+    run(opt, params, gradients(params, 4))
+    run(fresh, fresh_params, gradients(params, 4))
+    assert all(map(torch.equal, params, fresh_params))
+    assert opt.learned_lr() == fresh.learned_lr()
+
+
+def test_state_dict_saves_what_was_put_in_by_hand() -> None:
+    opt, params, _, _ = build_pair()
+    for state in opt.state.values():
+        state["exp_avg"] = torch.full_like(state["exp_avg"], 7.0)
+    assert all((entry["exp_avg"] == 7.0).all() for entry in opt.state_dict()["state"].values())
+    run(opt, params, gradients(params, 1))
+    assert (opt.state_dict()["state"][0]["exp_avg"] > 5.0).all()
