@@ -62,10 +62,11 @@ def overview(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Everything in a results file: where and when, the overview, and a table for each size."""
-    m, v = results["machine"], results["versions"]
+    m, v, first = results["machine"], results["versions"], results["runs"][0]
     head = (
         f"{m['cpu']} ({m['cpu_level']}, {m['cores']} cores), torch {v['torch']}, Python {v['python']}, "
-        f"commit {results['commit']}, {results['date']}; medians of {results['runs'][0]['rounds']} interleaved rounds."
+        f"commit {results['commit']}, {results['date']}; medians of {first['rounds']} interleaved rounds of "
+        f"{'processor' if first['clock'] == 'cpu' else 'wall'} time, at a load of {m['load'][0]:.1f}."
     )
     parts = [head, overview(results)]
     for run in results["runs"]:
