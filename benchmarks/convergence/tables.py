@@ -65,7 +65,8 @@ def _rule(columns: int) -> str:
 
 def _origin(content: dict[str, Any]) -> str:
     machine = content["machine"]
-    commits = sorted({row["commit"].removesuffix("-dirty")[:7] for row in content["rows"].values()})
+    changed = "-dirty"  # the working tree differed from the commit
+    commits = sorted({c[:7] + changed * c.endswith(changed) for c in (r["commit"] for r in content["rows"].values())})
     return (
         f"\n\n{content['seeds']} seed{'s' * (content['seeds'] > 1)}, {len(content['rows'])} runs; {machine['cpu']}, "
         f"{machine['threads']} thread; torch {machine['torch']}, Python {machine['python']}; "

@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from benchmarks.convergence import defaults, published_hd, robustness, study
+from benchmarks.convergence import defaults, published_hd, robustness, study, tables
 from benchmarks.convergence.pairs import PAIRS
 from metafast import data, models
 
@@ -104,3 +104,10 @@ def test_means_keep_diverged_runs_visible() -> None:
     assert study.mean([1.0, None]) != study.mean([1.0, None])
     assert study.spread([1.0, 3.0]) == pytest.approx(2**0.5)
     assert study.rounded(float("inf")) is None
+
+
+def test_readme_shows_the_results() -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.render(text) == text, "run python -m benchmarks.convergence.tables"
+    with pytest.raises(ValueError, match="one block"):
+        tables.render("")
