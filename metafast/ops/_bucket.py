@@ -50,9 +50,9 @@ def make_layout(numels: Sequence[int], device: torch.device | str = "cpu") -> La
 def _with_chunks(items: Tensor, arena_size: int) -> Layout:
     numels = items[:, 2].cpu()
     counts = (numels + CHUNK - 1) // CHUNK
-    item = torch.repeat_interleave(torch.arange(len(numels)), counts)
+    item = torch.repeat_interleave(torch.arange(len(numels), device="cpu"), counts)
     first = torch.cumsum(counts, 0) - counts
-    start = (torch.arange(len(item)) - first[item]) * CHUNK
+    start = (torch.arange(len(item), device="cpu") - first[item]) * CHUNK
     before = (torch.cumsum(numels, 0) - numels)[item] + start
     chunks = torch.stack([item, start, before], dim=1).contiguous().to(items.device)
     partials = torch.zeros(len(item), len(STATS), dtype=torch.float64, device=items.device)
