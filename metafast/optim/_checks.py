@@ -125,6 +125,15 @@ def parameter(index: int, param: Tensor) -> None:
         )
 
 
+def granularity(bucketed: str | None, group: dict[str, Any]) -> None:
+    """Raises where a group's `hypergrad` is another one than at its first step."""
+    if bucketed != group["hypergrad"]:
+        raise ValueError(
+            f"hypergrad of a parameter group must stay what it was at its first step, {bucketed!r}; "
+            f"got {group['hypergrad']!r}: make a new optimizer"
+        )
+
+
 def unchanged(index: int, param: Tensor, dtype: torch.dtype, numel: int) -> None:
     """Raises for a parameter that has become another one since its first step."""
     if param.dtype != dtype and torch.float64 in (param.dtype, dtype):
