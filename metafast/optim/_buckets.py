@@ -87,6 +87,7 @@ class Bucket:
         self.layout = make_layout([s.numel() for s in shards], self.device)
         self.offsets: list[int] = self.layout.items[:, 1].tolist()
         self.states: dict[str, Tensor] = {}
+        self.hypergrad: str | None = None  # what has a rate of its own here
         self.first: dict[str, Any] = {}  # the first parameter's views, which tell when a user has put other states
         self.master: Tensor | None = None
         self.step = torch.zeros(len(shards), dtype=torch.float32, device=self.device)
