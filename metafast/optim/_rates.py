@@ -28,7 +28,7 @@ class LearnedRates(FusedBase):
         return self._hyper_lr
 
     def _make_rates(self, group: dict[str, Any], bucket: Bucket) -> None:
-        adapted = group["hypergrad"]
+        adapted = bucket.hypergrad = group["hypergrad"]
         if adapted is None:
             return
         start = float(group["_base_lr"])
