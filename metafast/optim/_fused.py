@@ -129,6 +129,10 @@ class FusedOptimizer(Checkpoints):
             lr = group["lr"]
             if type(lr) is not float or not 0.0 <= lr < _INFINITY:
                 _checks.learning_rate(lr, adapted=False)
+            if group["hypergrad"] is not None and "_base_lr" not in group:
+                _checks.granularity(None, group)
+            for bucket in self._buckets.get(index, ()):
+                _checks.granularity(bucket.hypergrad, group)
             known = self._bucketed.setdefault(index, set())
             new: list[Tensor] = []
             if len(known) < len(group["params"]):
