@@ -130,9 +130,10 @@ class Bucket:
         """Whether a parameter has changed its memory format since the arenas were laid out."""
         return self._current_formats() != self._formats
 
-    def _current_formats(self) -> list[tuple[int, ...]]:
-        shards = map(local, self._watched) if self.is_sharded else self._watched
-        return list(map(torch.Tensor.stride, shards))
+    def _current_formats(self) -> list[tuple[int, ...]] | None:
+        """Strides, or None while all are contiguous: a thousand tuples a step would wake the garbage collector."""
+        shards = list(map(local, self._watched)) if self.is_sharded else self._watched
+        return None if all(map(torch.Tensor.is_contiguous, shards)) else list(map(torch.Tensor.stride, shards))
 
     def subset(self, active: Sequence[int]) -> tuple[Layout, Tensor]:
         """(layout, segments) of a call for the slots with a gradient; cached, because the same ones come again."""
