@@ -250,3 +250,25 @@ def test_messages_do_not_show_internals() -> None:
     with pytest.raises(TypeError) as caught:
         opt.step()
     assert not re.search(r"csrc|schema|aten|\.cpp", str(caught.value))
+
+
+@pytest.mark.parametrize("before", [None, *HYPERGRADS])
+@pytest.mark.parametrize("after", [None, *HYPERGRADS])
+def test_hypergrad_of_a_group_stays(before: str | None, after: str | None) -> None:
+    """Rates are laid out at the first step; another granularity would quietly use the old one's."""
+    if before == after:
+        return
+    for stepped in (False, True):
+        if not stepped and None not in (before, after):
+            continue  # before the first step, one granularity is as good as another
+        params = make_params(((3,), (2, 2)))
+        opt = metafast.optim.AdamW(params, hypergrad=before)
+        if stepped:
+            run(opt, params, gradients(params, 2))
+        kept = [p.detach().clone() for p in params]
+        opt.param_groups[0]["hypergrad"] = after
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if stepped or before is None:
+            check(ValueError, ("hypergrad", repr(before), repr(after)), opt.step)
+            assert all(map(torch.equal, kept, params))

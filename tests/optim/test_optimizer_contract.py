@@ -204,6 +204,29 @@ def test_contexts(context: Callable[[], Any]) -> None:
     loss.backward()
 
 
+def test_defaults_of_torch_do_not_leak_in() -> None:
+    """Parameters say where and in what dtype things live, not torch.set_default_device and _dtype."""
+    for granularity in (None, *HYPERGRADS):
+        params = make_params(((4,), (3, 3)))
+        opt = metafast.optim.AdamW(params, hypergrad=granularity, max_grad_norm=1.0)
+        peer = copies(params)
+        other = metafast.optim.AdamW(peer, hypergrad=granularity, max_grad_norm=1.0)
+        grads = list(gradients(params, 3))
+        run(other, peer, iter(grads))
+        torch.set_default_dtype(torch.float64)
+        try:
+            for step in grads:
+                for p, g in zip(params, step, strict=True):
+                    p.grad = g
+                with torch.device("meta"):  # any other device than the parameters'
+                    opt.step()
+                    assert opt.tensor_stats().device.type == "cpu"
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(map(torch.equal, params, peer))
+        assert states_equal(opt.state_dict(), other.state_dict()), "states differ"
+
+
 @pytest.mark.parametrize("gaps", [False, True])
 def test_step_between_forward_and_backward_is_noticed(gaps: bool) -> None:
     """Autograd must see that a saved parameter has changed."""
