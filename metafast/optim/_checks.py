@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import BACKENDS
+from ..ops._bucket import is_dense
 from ..ops.hyper_adam import RULES
 
 HYPERGRADS = (None, "global", "group", "tensor", "element")
@@ -140,6 +141,11 @@ def unchanged(index: int, param: Tensor, dtype: torch.dtype, numel: int) -> None
         raise TypeError(
             f"parameter {index} is {param.dtype} now, and was {dtype} at its first step; "
             "convert the model before its first step, or make a new optimizer"
+        )
+    if not is_dense(param):
+        raise ValueError(
+            f"parameter {index} has gaps in memory now (strides {param.stride()}) and had none at its first step; "
+            "give its data a layout without gaps, or make a new optimizer"
         )
     if param.numel() != numel:
         raise ValueError(
