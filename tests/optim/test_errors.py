@@ -233,6 +233,16 @@ def test_converted_after_the_first_step() -> None:
     check(TypeError, ("float64", "float32", "new optimizer"), opt.step)
 
 
+def test_a_vector_whose_data_got_gaps() -> None:
+    params = make_params(((6,),))
+    opt = metafast.optim.AdamW(params)
+    run(opt, params, gradients(params, 1))
+    params[0].data = torch.zeros(12)[::2].copy_(params[0].data)
+    kept = params[0].detach().clone()
+    check(ValueError, ("parameter 0", "gaps", "(2,)"), opt.step)
+    assert torch.equal(params[0].detach(), kept)
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     params = make_params(((3,),))
     opt = metafast.optim.AdamW(params, lr=np.float32(0.1), weight_decay=np.float64(0.1), betas=(np.float32(0.9), 0.99))
