@@ -203,15 +203,16 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_import_is_cheap():
-    """What metafast adds to `import torch`: measured against torch's own import, so that a slow machine passes."""
+    """What metafast adds to torch with one optimizer made: that loads torch's compiler, which metafast's step needs too."""
     code = """
         import time
         start = time.perf_counter()
         import torch
+        torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
         middle = time.perf_counter()
         import metafast.optim
         end = time.perf_counter()
         print(end - middle, middle - start)
     """
-    best = min(float(a) / float(b) for a, b in (python(code, cwd=ROOT).stdout.split() for _ in range(3)))
-    assert best < 0.5
+    best = min(float(a) / float(b) for a, b in (python(code, cwd=ROOT).stdout.split() for _ in range(2)))
+    assert best < 0.2
