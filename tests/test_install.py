@@ -203,7 +203,7 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_import_is_cheap():
-    """What metafast adds to torch with one optimizer made: that loads torch's compiler, which metafast's step needs too."""
+    """What metafast adds to torch with one optimizer made, which loads the same parts of torch."""
     code = """
         import time
         start = time.perf_counter()
