@@ -41,7 +41,10 @@ fi
 part build 110 "$PYTHON" setup.py -q build_ext --inplace
 part env 20 "$PYTHON" -c 'import json; from metafast import ops; print(json.dumps(ops.backend_report(), indent=1))'
 
-mapfile -t command < <(tests -m gpu tests/ops tests/cuda tests/optim tests/triton)
+# Several processes, where pytest-xdist is there: compiling the Triton kernels is most of the time.
+workers=()
+"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+mapfile -t command < <(tests -m gpu "${workers[@]}" tests/ops tests/cuda tests/optim tests/triton)
 part tests 140 "${command[@]}"
 
 part throughput 110 "$PYTHON" -m benchmarks.throughput.cuda --rounds 7 --output "$OUT/throughput_cuda.json"
