@@ -30,6 +30,11 @@ HYPER_OPTIONS = "Tensor({}!)? rate, int phase, int hyper_rule, float hyper_lr, f
 SCHEMA = f"hyper_adam({adam.TENSORS}, {HYPER_OPTIONS.format('i')}, {adam.OPTIONS}) -> ()"
 
 
+def exp(x: float) -> float:
+    """e^x, infinite where Python's would raise."""
+    return math.exp(x) if x < 709.0 else math.inf
+
+
 def element_rate(rate: Tensor, gu: Tensor, hyper_rule: int, hyper_lr: float, lr_min: float, lr_max: float) -> Tensor:
     """The new rate of each element from its own product g u; a product that is not finite leaves it alone."""
     gu = torch.where(gu.isfinite(), gu, 0.0)
@@ -40,7 +45,7 @@ def element_rate(rate: Tensor, gu: Tensor, hyper_rule: int, hyper_lr: float, lr_
         rate = rate * (1.0 + hyper_lr * gu.sign())
     else:
         rate = rate * torch.where(
-            gu == 0, 1.0, torch.where(gu > 0, math.exp(hyper_lr), math.exp(-hyper_lr)).to(rate.dtype)
+            gu == 0, 1.0, torch.where(gu > 0, exp(hyper_lr), exp(-hyper_lr)).to(rate.dtype)
         )
     return rate.clamp(lr_min, lr_max)
 
@@ -161,7 +166,7 @@ def triton_rate_options(hyper_rule: int, hyper_lr: float, lr_min: float, lr_max:
         return (hyper_lr, 1.0, 1.0, lr_min, lr_max)
     if rule == "multiplicative":
         return (0.0, 1.0 + hyper_lr, 1.0 - hyper_lr, lr_min, lr_max)
-    return (0.0, math.exp(hyper_lr), math.exp(-hyper_lr), lr_min, lr_max)
+    return (0.0, exp(hyper_lr), exp(-hyper_lr), lr_min, lr_max)
 
 
 def run_triton(
