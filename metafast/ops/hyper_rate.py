@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ._bucket import skipped
 from ._define import define
-from .hyper_adam import RULES
+from .hyper_adam import RULES, exp
 
 SCHEMA = (
     "hyper_rate(Tensor(a!) rate, Tensor stats, Tensor segments, Tensor? found_inf, "
@@ -52,7 +52,7 @@ def next_rate(rate: float, hyper_rule: int, hyper_lr: float, gg: float, gu: floa
     if rule == "multiplicative":
         return rate * (1.0 + hyper_lr * cosine)
     exponent = cosine if rule == "normalized" else math.copysign(1.0, gu) if gu != 0 else 0.0
-    return rate * math.exp(hyper_lr * exponent)
+    return rate * exp(hyper_lr * exponent)
 
 
 @torch.no_grad()
