@@ -44,9 +44,7 @@ def element_rate(rate: Tensor, gu: Tensor, hyper_rule: int, hyper_lr: float, lr_
     elif rule == "multiplicative":
         rate = rate * (1.0 + hyper_lr * gu.sign())
     else:
-        rate = rate * torch.where(
-            gu == 0, 1.0, torch.where(gu > 0, exp(hyper_lr), exp(-hyper_lr)).to(rate.dtype)
-        )
+        rate = rate * torch.where(gu == 0, 1.0, torch.where(gu > 0, exp(hyper_lr), exp(-hyper_lr)).to(rate.dtype))
     return rate.clamp(lr_min, lr_max)
 
 
