@@ -21,8 +21,8 @@ struct View {
   int64_t numel = 0;
   int32_t dtype = -1;
   bool present = false;
-  bool dense = true;        // one stretch of memory, in some order of the dimensions; only read for lists
-  uint64_t strides = 0;     // a fingerprint: two dense tensors with the same one lie alike in memory; likewise
+  bool dense = true;     // one stretch of memory, in some order of the dimensions; only read for lists
+  uint64_t strides = 0;  // a fingerprint: two dense tensors with the same one lie alike in memory; likewise
 
   explicit operator bool() const { return present; }
   template <class T>
@@ -138,7 +138,8 @@ inline DType storage_dtype(const View& v, const char* op, const char* name) {
   const DTypeCodes& codes = dtype_codes();
   if (v.dtype == codes.f32) return DType::f32;
   if (v.dtype == codes.bf16) return DType::bf16;
-  STD_TORCH_CHECK(v.dtype == codes.f16, op, ": ", name, " must be float32, bfloat16 or float16 (float64 has the reference)");
+  STD_TORCH_CHECK(v.dtype == codes.f16, op, ": ", name,
+                  " must be float32, bfloat16 or float16 (float64 has the reference)");
   return DType::f16;
 }
 

@@ -87,10 +87,10 @@ inline RuleId sgd_rule(Mode mode, bool buffer, bool previous, bool l2, bool addi
       return previous ? (l2 ? RuleId::hyper_sgd_observe_previous_l2 : RuleId::hyper_sgd_observe_previous)
                       : (l2 ? RuleId::hyper_sgd_observe_l2 : RuleId::hyper_sgd_observe);
     case Mode::element:
-      return additive_twin(previous ? (buffer ? RuleId::hyper_sgd_element_momentum_previous
-                                              : RuleId::hyper_sgd_element_previous)
-                                    : RuleId::hyper_sgd_element,
-                           additive);
+      return additive_twin(
+          previous ? (buffer ? RuleId::hyper_sgd_element_momentum_previous : RuleId::hyper_sgd_element_previous)
+                   : RuleId::hyper_sgd_element,
+          additive);
     default:
       return previous ? (buffer ? RuleId::sgd_momentum_previous : RuleId::sgd_previous)
                       : (buffer ? RuleId::sgd_momentum : RuleId::sgd);

@@ -22,13 +22,13 @@ struct StreamRef {
 };
 
 struct Chunk {
-  StreamRef p;       // the parameter, or its fp32 master
-  StreamRef copy;    // low-precision parameter that follows a master; data is null without one
+  StreamRef p;     // the parameter, or its fp32 master
+  StreamRef copy;  // low-precision parameter that follows a master; data is null without one
   StreamRef g;
   StreamRef s[kMaxStates];
   int64_t n;
-  int64_t first;     // index of the chunk's first element in its tensor
-  uint32_t key;      // of stochastic rounding
+  int64_t first;  // index of the chunk's first element in its tensor
+  uint32_t key;   // of stochastic rounding
   bool stochastic;
 };
 

@@ -234,11 +234,13 @@ bool run_common(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
   constexpr DType f32 = DType::f32, bf16 = DType::bf16;
   const auto any = [&]<class... F>() { return (run_format<R, F>(c, h, totals) || ...); };
   if constexpr (R::kWrites & kS3)
-    return any.template operator()<Floats, Format<f32, f32, bf16>, Format<f32, f32, bf16, true>, Format<f32, bf16, bf16>,
-                            Format<f32, bf16, bf16, true>, Format<bf16, bf16, bf16>, Format<bf16, bf16, bf16, true>>();
+    return any
+        .template operator()<Floats, Format<f32, f32, bf16>, Format<f32, f32, bf16, true>, Format<f32, bf16, bf16>,
+                             Format<f32, bf16, bf16, true>, Format<bf16, bf16, bf16>, Format<bf16, bf16, bf16, true>>();
   else
-    return any.template operator()<Floats, Format<f32, bf16, f32>, Format<f32, bf16, f32, true>, Format<bf16, bf16, f32>,
-                            Format<bf16, bf16, f32, true>, Format<bf16, f32, f32>, Format<bf16, f32, f32, true>>();
+    return any
+        .template operator()<Floats, Format<f32, bf16, f32>, Format<f32, bf16, f32, true>, Format<bf16, bf16, f32>,
+                             Format<bf16, bf16, f32, true>, Format<bf16, f32, f32>, Format<bf16, f32, f32, true>>();
 }
 
 // Any storage types, through buffers of floats.

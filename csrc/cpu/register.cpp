@@ -18,7 +18,8 @@ void for_chunks(const ChunkRow* chunks, int64_t count, int64_t elements, bool ba
   torch::stable::parallel_for(0, elements, kGrain, [&](int64_t begin, int64_t end) {
     const auto at = [&](int64_t element) {
       return std::lower_bound(chunks, chunks + count, element,
-                              [](const ChunkRow& c, int64_t e) { return c.before < e; }) - chunks;
+                              [](const ChunkRow& c, int64_t e) { return c.before < e; }) -
+             chunks;
     };
     const int64_t first = at(begin), last = at(end);
     if (backwards) {
@@ -92,8 +93,7 @@ void run(const Bucket& b, const Pass& pass, bool maximize, int64_t seed, const c
     const double rate = lr[b.lr.numel > 1 ? slot : 0];
     if (before >= 0 && step[slot] == step[before] && rate == lr[b.lr.numel > 1 ? before : 0])
       hypers[i] = hypers[i - 1];  // pow() for each of a thousand tensors would cost more than a tiny tensor's pass
-    else
-      hypers[i] = make(static_cast<double>(step[slot]), rate, g_mul);
+    else hypers[i] = make(static_cast<double>(step[slot]), rate, g_mul);
   }
 
   const ChunkFn kernel = kernels().chunk[static_cast<int>(pass.rule)];
@@ -145,9 +145,9 @@ void grad_squares(StableIValue* stack, uint64_t count, uint64_t) {
   require(partials, d.f64, plan.chunk_count, args.op(), "partials");
   require(squares, d.f64, 0, args.op(), "squares");
   for (int64_t i = 0; i < plan.item_count; ++i)
-    STD_TORCH_CHECK(grads[i].numel == plan.items[i].numel && plan.items[i].slot >= 0 &&
-                        plan.items[i].slot < squares.numel,
-                    args.op(), ": grads[", i, "] has ", grads[i].numel, " elements, items say ", plan.items[i].numel);
+    STD_TORCH_CHECK(
+        grads[i].numel == plan.items[i].numel && plan.items[i].slot >= 0 && plan.items[i].slot < squares.numel,
+        args.op(), ": grads[", i, "] has ", grads[i].numel, " elements, items say ", plan.items[i].numel);
   for (const View& g : grads) {
     storage_dtype(g, args.op(), "grads");
     STD_TORCH_CHECK(g.dense, args.op(), ": a gradient has gaps in memory; pass a contiguous copy");

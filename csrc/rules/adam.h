@@ -10,9 +10,9 @@
 namespace mf {
 
 struct AdamHyper {
-  float g_mul;         // clip / grad_scale, negative for maximize
-  float l2;            // coupled weight decay; 0 in AdamW
-  float decay;         // 1 - lr * weight_decay in AdamW; 1 otherwise
+  float g_mul;  // clip / grad_scale, negative for maximize
+  float l2;     // coupled weight decay; 0 in AdamW
+  float decay;  // 1 - lr * weight_decay in AdamW; 1 otherwise
   float one_minus_beta1, beta2, one_minus_beta2;
   float k_new, e_new;  // direction scale and eps of this step
   float k_old, e_old;  // of the previous one; k_old = 0 and e_old = 1 before the first

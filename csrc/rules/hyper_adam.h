@@ -1,6 +1,6 @@
 // Adam with a hypergradient (AdamHD, Baydin et al. 2018, Algorithm 5), where one pass of adam.h is not enough:
-//   exact: `Observe` moves the moments and gives g·u; the rate is updated from all tensors; `Apply` moves the parameters;
-//   element: one rate per element, r <- rule(r, g u_old), used in the same pass: always exact.
+//   exact: `Observe` moves the moments and gives g·u; the rate is updated from all tensors; `Apply` moves the
+//   parameters; element: one rate per element, r <- rule(r, g u_old), used in the same pass: always exact.
 #pragma once
 
 #include "adam.h"

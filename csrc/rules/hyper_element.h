@@ -1,5 +1,6 @@
 // The hypergradient rules for one element's own rate. With a single product the cosine is a sign, so that
-// "normalized" and "sign" agree: r <- r exp(±hyper_lr); "multiplicative": r (1 ± hyper_lr); "additive": r + hyper_lr g u.
+// "normalized" and "sign" agree: r <- r exp(±hyper_lr); "multiplicative": r (1 ± hyper_lr); "additive": r + hyper_lr g
+// u.
 #pragma once
 
 #include "../core/rounding.h"

@@ -21,9 +21,9 @@ namespace mf {
 
 enum Stream : unsigned { kP = 1, kG = 2, kS0 = 4, kS1 = 8, kS2 = 16, kS3 = 32 };
 
-constexpr int kStatCount = 4;      // g·g, g·u, u·u, p·p
+constexpr int kStatCount = 4;  // g·g, g·u, u·u, p·p
 constexpr int kMaxStates = 4;
-constexpr int kChunk = 16384;      // elements of one unit of work; fixed, so that sums do not depend on threads
+constexpr int kChunk = 16384;  // elements of one unit of work; fixed, so that sums do not depend on threads
 
 MF_HD float sqrt_(float x) {
 #if defined(__CUDACC__)

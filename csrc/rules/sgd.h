@@ -1,5 +1,6 @@
 // SGD with momentum (Sutskever et al. 2013, in torch.optim's form) and Nesterov momentum:
-//   b_t = mu b_{t-1} + (1 - damping) g_t  (b_1 = g_1),   u_t = g_t + mu b_t (Nesterov), b_t (momentum) or g_t,   p -= lr u_t.
+//   b_t = mu b_{t-1} + (1 - damping) g_t  (b_1 = g_1),   u_t = g_t + mu b_t (Nesterov), b_t (momentum) or g_t,   p -=
+//   lr u_t.
 // The previous direction is the old buffer where there is plain momentum; elsewhere it has to be kept (kPrevious).
 #pragma once
 

@@ -85,7 +85,8 @@ void compare(cpu::ChunkFn kernel, const typename R::Hyper& h, int64_t n, int64_t
     const unsigned streams[] = {kP, 0, kS0, kS1, kS2, kS3};
     const int number[] = {0, -1, 1, 2, 3, 4};
     for (int k = 0; k < 6; ++k)
-      if (R::kWrites & streams[k]) want[k].put(i, v[k], stochastic ? rounding_bits(word, number[k]) : nearest_even_bits(v[k]));
+      if (R::kWrites & streams[k])
+        want[k].put(i, v[k], stochastic ? rounding_bits(word, number[k]) : nearest_even_bits(v[k]));
   }
   int64_t different = 0;
   for (int k = 0; k < 6; ++k) {
