@@ -6,7 +6,18 @@ records every run, `metafast.data` loads data, and `metafast.plots` draws result
 
 from __future__ import annotations
 
-from . import ops, optim
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, metrics, models, ops, optim, plots, runs
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ops", "optim"]
+__all__ = ["__version__", "data", "metrics", "models", "ops", "optim", "plots", "runs"]
+
+
+def __getattr__(name: str) -> Any:
+    # At first use, so that `metafast --help` does not wait for torch.
+    if name in __all__:
+        return import_module(f"metafast.{name}")
+    raise AttributeError(f"module 'metafast' has no attribute {name!r}")

@@ -25,9 +25,8 @@ class SGD(FusedOptimizer):
         momentum: momentum factor in [0, 1). Default 0.
         dampening: dampening of the momentum. Default 0.
         weight_decay: L2 penalty. Default 0.
-        nesterov: Nesterov momentum; needs momentum and no dampening. Default False.
-        maximize, capturable, hypergrad, hyper_lr, hyper_rule, hyper_exact, safe_start, lr_bounds, state_dtype,
-            rate_dtype, master_weights, stochastic_rounding, max_grad_norm, seed, backend: as in `Adam`.
+        nesterov: Nesterov momentum; needs momentum and no dampening. Default False. The other arguments
+            are those of `Adam`.
 
     Raises:
         TypeError, ValueError: an option is unknown or out of range; the message names it, and what is accepted.
