@@ -14,6 +14,7 @@ from . import hyper_adam as _hyper_adam
 from . import hyper_rate as _hyper_rate
 from . import hyper_sgd as _hyper_sgd
 from . import sgd as _sgd
+from . import stream as _stream
 from ._bucket import CHUNK, Layout, make_layout
 from ._define import REGISTRY, Kernel, Op
 
