@@ -28,8 +28,13 @@ MF_HD uint32_t rounding_key(uint64_t seed, uint64_t slot, uint64_t step) {
 }
 
 // One word of random bits per element; each stream takes its own 16 bits of it.
+MF_HD uint32_t rounding_high(uint64_t element) { return static_cast<uint32_t>(element >> 32) * 0x9e3779b9u; }
+
+// In 32-bit lanes, where all elements of a loop share the upper half of their index.
+MF_HD uint32_t rounding_word(uint32_t key, uint32_t low, uint32_t high) { return mix32((low ^ key) + high); }
+
 MF_HD uint32_t rounding_word(uint32_t key, uint64_t element) {
-  return mix32((static_cast<uint32_t>(element) ^ key) + static_cast<uint32_t>(element >> 32) * 0x9e3779b9u);
+  return rounding_word(key, static_cast<uint32_t>(element), rounding_high(element));
 }
 
 // Stream 0 is the parameter, 1 to 4 are the states.

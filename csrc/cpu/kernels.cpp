@@ -63,10 +63,10 @@ void store_bf16_stochastic(uint16_t* __restrict dst, const float* __restrict src
 }
 
 void rounding_words(uint32_t* __restrict word, uint32_t key, int64_t first, int64_t n) {
-  const uint32_t low = static_cast<uint32_t>(first), high = static_cast<uint32_t>(first >> 32) * 0x9e3779b9u;
+  const uint32_t low = static_cast<uint32_t>(first), high = rounding_high(static_cast<uint64_t>(first));
   if (low + static_cast<uint64_t>(n) <= 0xffffffffull) {  // 32-bit lanes unless the block crosses 2^32 elements
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) word[i] = mix32(((low + static_cast<uint32_t>(i)) ^ key) + high);
+    for (int64_t i = 0; i < n; ++i) word[i] = rounding_word(key, low + static_cast<uint32_t>(i), high);
   } else {
     for (int64_t i = 0; i < n; ++i) word[i] = rounding_word(key, static_cast<uint64_t>(first + i));
   }
@@ -180,7 +180,7 @@ Sums block(const typename R::Hyper& hyper, const Chunk& c, int64_t first, int64_
   const typename R::Hyper h = hyper;
   const uint64_t element = static_cast<uint64_t>(c.first + first);
   const uint32_t key = c.key, low = static_cast<uint32_t>(element);
-  const uint32_t high = static_cast<uint32_t>(element >> 32) * 0x9e3779b9u;
+  const uint32_t high = rounding_high(element);
   float gg = 0, gu = 0, uu = 0, pp = 0;
 #pragma omp simd reduction(+ : gg, gu, uu, pp)
   for (int64_t i = 0; i < n; ++i) {
@@ -198,7 +198,7 @@ Sums block(const typename R::Hyper& hyper, const Chunk& c, int64_t first, int64_
       gu += gi * u;
       uu += u * u;
     }
-    const uint32_t word = F::kStochastic ? mix32(((low + static_cast<uint32_t>(i)) ^ key) + high) : 0u;
+    const uint32_t word = F::kStochastic ? rounding_word(key, low + static_cast<uint32_t>(i), high) : 0u;
     if constexpr (R::kWrites & mf::kP) p[i] = stored<F::kP, 0, F::kStochastic>(pi, word);
     if constexpr (R::kWrites & kS0) s0[i] = stored<F::kS, 1, F::kStochastic>(a, word);
     if constexpr (R::kWrites & kS1) s1[i] = stored<F::kS, 2, F::kStochastic>(b, word);

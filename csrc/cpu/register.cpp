@@ -180,41 +180,21 @@ void hyper_rate_op(StableIValue* stack, uint64_t count, uint64_t) {
   require(segments, d.i64, 0, args.op(), "segments");
   if (found_inf && *found_inf.as<const float>() != 0.0f) return;
 
-  struct Segment {
-    int exponent[3] = {-4096, -4096, -4096};
-    int64_t count = 0, total[3] = {0, 0, 0};
-    bool finite = true;
-  };
-  static thread_local std::vector<Segment> sums;
-  sums.assign(rates, Segment{});
+  static thread_local std::vector<RateSum> sums;
+  sums.assign(rates, RateSum{});
   const auto* segment = segments.as<const int64_t>();
-  const auto* row = stats.as<const double>();
+  const auto* rows = stats.as<const double>();
   for (int64_t i = 0; i < slots; ++i) {
     STD_TORCH_CHECK(segment[i] >= -1 && segment[i] < rates, args.op(), ": segments[", i, "] is ", segment[i],
                     ", must be -1 or less than ", rates);
-    if (segment[i] < 0) continue;
-    Segment& s = sums[segment[i]];
-    ++s.count;
-    for (int k = 0; k < 3; ++k) {
-      const double x = row[i * kStatCount + k];
-      if (!std::isfinite(x)) s.finite = false;
-      else s.exponent[k] = std::max(s.exponent[k], exponent_of(x));
-    }
+    if (segment[i] >= 0) sums[segment[i]].look(rows + i * kStatCount);
   }
   for (int64_t i = 0; i < slots; ++i) {
     if (segment[i] < 0 || !sums[segment[i]].finite) continue;
-    Segment& s = sums[segment[i]];
-    const int bits = summand_bits(s.count);
-    for (int k = 0; k < 3; ++k) s.total[k] += summand(row[i * kStatCount + k], s.exponent[k], bits);
+    sums[segment[i]].add(rows + i * kStatCount, summand_bits(sums[segment[i]].count));
   }
   double* out = rate.as<double>();
-  for (int64_t r = 0; r < rates; ++r) {
-    const Segment& s = sums[r];
-    if (!s.finite || s.count == 0) continue;
-    const int bits = summand_bits(s.count);
-    out[r] = hyper_rate(out[r], h, summed(s.total[0], s.exponent[0], bits), summed(s.total[1], s.exponent[1], bits),
-                        summed(s.total[2], s.exponent[2], bits));
-  }
+  for (int64_t r = 0; r < rates; ++r) out[r] = sums[r].next(out[r], h, summand_bits(sums[r].count));
 }
 
 }  // namespace

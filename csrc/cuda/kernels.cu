@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kRateLanes) rate_kernel(const RateArgs a) {
         sum.exponent[k] = exponent[k];
         sum.total[k] = static_cast<int64_t>(total[k]);
       }
-      sum.write(a, r, bits);
+      a.rate[r] = sum.next(a.rate[r], a.rule, bits);
     }
     __syncthreads();
   }

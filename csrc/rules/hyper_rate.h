@@ -51,4 +51,38 @@ MF_HD double hyper_rate(double rate, const HyperRate& h, double gg, double gu, d
   return next < h.lo ? h.lo : (next > h.hi ? h.hi : next);
 }
 
+constexpr int kMoments = kStatCount - 1;  // p·p has no part in a rate
+
+// What one rate gathers from its slots: in the first look the scale of each sum, then the sums as integers, whose order
+// cannot matter.
+struct RateSum {
+  int exponent[kMoments];
+  bool finite = true;
+  int64_t count = 0, total[kMoments] = {};
+
+  MF_HD RateSum() {
+    for (int k = 0; k < kMoments; ++k) exponent[k] = exponent_of(0.0);
+  }
+
+  MF_HD void look(const double* row) {
+    ++count;
+    for (int k = 0; k < kMoments; ++k) {
+      const double x = row[k];
+      if (x - x != 0.0) finite = false;
+      const int e = x - x == 0.0 ? exponent_of(x) : exponent[k];
+      exponent[k] = e > exponent[k] ? e : exponent[k];
+    }
+  }
+
+  MF_HD void add(const double* row, int bits) {
+    for (int k = 0; k < kMoments; ++k) total[k] += summand(row[k], exponent[k], bits);
+  }
+
+  MF_HD double next(double rate, const HyperRate& rule, int bits) const {
+    if (!finite || count == 0) return rate;
+    return hyper_rate(rate, rule, summed(total[0], exponent[0], bits), summed(total[1], exponent[1], bits),
+                      summed(total[2], exponent[2], bits));
+  }
+};
+
 }  // namespace mf

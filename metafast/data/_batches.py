@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metafast.data._checks import integer
+from metafast._checks import integer
 
 
 class Batches:

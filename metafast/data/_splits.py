@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metafast.data._checks import fraction as check_fraction
-from metafast.data._checks import integer
+from metafast._checks import fraction as check_fraction
+from metafast._checks import integer
 
 
 class Samples(NamedTuple):

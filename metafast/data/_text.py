@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from metafast.data._checks import integer
+from metafast._checks import integer
 
 PADDING = 0
 _WORD = re.compile(r"\w+")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metafast.data._checks import integer
+from metafast._checks import integer
 
 
 @contextlib.contextmanager

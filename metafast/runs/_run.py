@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import numbers
-import operator
 import os
 import random
 import secrets
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metafast._checks import integer
 from metafast.runs import _checkpoint
 from metafast.runs._checkpoint import CheckpointError, dumps
 from metafast.runs._state import pack, unpack
@@ -123,13 +123,13 @@ class Run:
         if config is not None and not isinstance(config, Mapping):
             raise TypeError(f"config must be a mapping such as a dict, got {type(config).__name__}")
         if seed is not None:
-            seed = _integer("seed", seed)
+            seed = integer("seed", seed)
         if isinstance(tags, str):
             raise TypeError(f"tags must be a list of strings, got the string {tags!r}; write [{tags!r}]")
         tags = list(tags)
         if not all(isinstance(tag, str) for tag in tags):
             raise TypeError(f"tags must be strings, got {tags!r}")
-        keep = _integer("keep", keep, minimum=1)
+        keep = integer("keep", keep, minimum=1)
         if name is None:
             name = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
         elif not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -367,7 +367,7 @@ class Run:
             >>> with Run.create(tempfile.mkdtemp()) as run:
             ...     run.log(step=1, loss=0.5, rates=[0.1, 0.2])
         """
-        step = _integer("step", step, minimum=0)
+        step = integer("step", step, minimum=0)
         if step < self._last_step:
             raise ValueError(f"step must not go back: got {step} after {self._last_step}")
         if not metrics:
@@ -433,7 +433,7 @@ class Run:
             >>> run.checkpoints()
             [1]
         """
-        step = _integer("step", step, minimum=0)
+        step = integer("step", step, minimum=0)
         self._check_writable()
         objects = _named_objects(model, optimizer, stateful)
         state = {
@@ -743,7 +743,7 @@ def seed_all(seed: int) -> None:
         >>> random.random()
         0.8444218515250481
     """
-    seed = _integer("seed", seed, minimum=0)
+    seed = integer("seed", seed, minimum=0)
     if seed >= 2**32:
         raise ValueError(f"seed must be below 2**32, got {seed}")
     random.seed(seed)
@@ -878,18 +878,6 @@ def _check_module(step: int, name: str, have: Mapping[str, Any], came: Mapping[s
             f"{name} does not fit the checkpoint of step {step} ({'; '.join(problems + shapes[:5])}); "
             "build the model with the run's config"
         )
-
-
-def _integer(name: str, value: Any, minimum: int | None = None) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})") from None
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
-    return number
 
 
 def _number(name: str, value: Any) -> Any:

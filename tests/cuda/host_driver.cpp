@@ -89,9 +89,8 @@ const char* launch_rate(const RateArgs& a, Stream) {
       if (a.segments[i] == r) sum.look(a.stats + i * kStatCount);
     const int bits = summand_bits(sum.count);
     for (int64_t i = 0; i < a.slots; ++i)
-      if (sum.finite && a.segments[i] == r)
-        for (int k = 0; k < kMoments; ++k) sum.total[k] += summand(a.stats[i * kStatCount + k], sum.exponent[k], bits);
-    sum.write(a, r, bits);
+      if (sum.finite && a.segments[i] == r) sum.add(a.stats + i * kStatCount, bits);
+    a.rate[r] = sum.next(a.rate[r], a.rule, bits);
   }
   return nullptr;
 }

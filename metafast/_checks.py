@@ -1,4 +1,4 @@
-"""Argument checks shared by the data functions."""
+"""Argument checks that run records, data functions and models share."""
 
 from __future__ import annotations
 
