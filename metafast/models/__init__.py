@@ -1,8 +1,21 @@
-"""Small models for the demo, the benchmarks and first tries: logistic regression, MLP, CNN, bag of embeddings.
+"""Small models for the demo, the benchmarks and first tries, and those of the few-shot papers.
 
 Each takes `seed=`: the initial weights then depend on it alone, and the global generator is left as it was.
 """
 
+from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
+from metafast.models._text import TextCNN, TextMLP
 
-__all__ = ["MLP", "EmbeddingBagClassifier", "LogisticRegression", "SmallCNN"]
+__all__ = [
+    "MLP",
+    "Conv4",
+    "EmbeddingBagClassifier",
+    "LogisticRegression",
+    "OmniglotFC",
+    "ResNet12",
+    "SinusoidMLP",
+    "SmallCNN",
+    "TextCNN",
+    "TextMLP",
+]
