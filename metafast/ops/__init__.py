@@ -13,8 +13,11 @@ from . import grad_squares as _grad_squares
 from . import hyper_adam as _hyper_adam
 from . import hyper_rate as _hyper_rate
 from . import hyper_sgd as _hyper_sgd
+from . import inner_loop as _inner_loop
 from . import sgd as _sgd
 from . import stream as _stream
+from . import task_grad as _task_grad
+from . import task_hvp as _task_hvp
 from ._bucket import CHUNK, Layout, make_layout
 from ._define import REGISTRY, Kernel, Op
 
