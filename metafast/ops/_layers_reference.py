@@ -153,7 +153,7 @@ class Normalization(Layer):
         self.shape, x = x.shape, self.view(x)
         self.count = torch.as_tensor(math.prod(x.shape[a] for a in self.axes), dtype=x.dtype, device=x.device)
         if self.valid is not None:
-            self.count = (self.valid.expand_as(x[:, :, :1]).sum(self.axes, keepdim=True)).clamp(min=1)
+            self.count = self.valid.expand_as(x[:, :, :1]).sum(self.axes, keepdim=True).clamp(min=1).to(x.dtype)
         mean = self.mean(x)
         variance = self.mean((x - mean).square())
         self.moments = (mean, variance, self.count)
@@ -318,7 +318,7 @@ def _silu(x: Tensor) -> Derivatives:
 
 def _leaky_relu(slope: float) -> Callable[[Tensor], Derivatives]:
     def derivatives(x: Tensor) -> Derivatives:
-        d = torch.where(x > 0, 1.0, slope).to(x.dtype)
+        d = torch.where(x > 0, torch.ones_like(x), slope)
         return x * d, d, torch.zeros_like(x)
 
     return derivatives
@@ -445,7 +445,7 @@ class CrossEntropy:
         if self.classes is not None:
             self.open = (torch.arange(width, device=z.device) < self.classes[:, None])[:, None]
         target = F.one_hot(torch.where(self.valid, y, 0), width).to(z.dtype)
-        uniform = self.open / self.open.sum(-1, keepdim=True)
+        uniform = self.open.to(z.dtype) / self.open.sum(-1, keepdim=True)
         self.target = (1 - self.smoothing) * target + self.smoothing * uniform
         logp = torch.log_softmax(z.masked_fill(~self.open, -math.inf), -1)
         self.share = self.valid / self.valid.sum(1, keepdim=True).clamp(min=1).to(z.dtype)  # [T, N]
