@@ -1,9 +1,10 @@
-// The Python module metafast._host: build and machine information.
+// The Python module metafast._host: build and machine information, and the episode collator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <sstream>
 
+#include "host/collate_module.h"
 #include "host/machine.h"
 
 namespace py = pybind11;
@@ -51,7 +52,8 @@ py::dict machine_info() {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build and machine information of metafast's native code.";
+  m.doc() = "Build and machine information of metafast's native code, and its episode collator.";
   m.def("build_info", &build_info, "What was built, by which compiler, from which commit.");
   m.def("machine_info", &machine_info, "Processor, its kernel level, caches and cores.");
+  host::bind_collator(m);
 }
