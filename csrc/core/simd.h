@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #ifndef MF_ISA
 #define MF_ISA baseline
@@ -40,7 +41,7 @@ struct Vec {
   Native v;
 
   static MF_INLINE Vec zero() { return {Native{}}; }
-  static MF_INLINE Vec broadcast(T s) { return {Native{} + s}; }                          // -0.0 becomes 0.0
+  static MF_INLINE Vec broadcast(T s) { return fill(s, std::make_index_sequence<kLanes>()); }
   static MF_INLINE Vec load(const T* p) { return {*reinterpret_cast<const Loose*>(p)}; }  // any alignment
   MF_INLINE void store(T* p) const { *reinterpret_cast<Loose*>(p) = v; }
 
@@ -63,10 +64,10 @@ struct Vec {
   friend MF_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
   friend MF_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
   friend MF_INLINE Vec operator-(Vec a) { return {-a.v}; }
-  friend MF_INLINE Vec operator+(Vec a, T b) { return {a.v + b}; }
-  friend MF_INLINE Vec operator-(Vec a, T b) { return {a.v - b}; }
-  friend MF_INLINE Vec operator*(Vec a, T b) { return {a.v * b}; }
-  friend MF_INLINE Vec operator*(T a, Vec b) { return {a * b.v}; }
+  friend MF_INLINE Vec operator+(Vec a, T b) { return a + broadcast(b); }
+  friend MF_INLINE Vec operator-(Vec a, T b) { return a - broadcast(b); }
+  friend MF_INLINE Vec operator*(Vec a, T b) { return a * broadcast(b); }
+  friend MF_INLINE Vec operator*(T a, Vec b) { return broadcast(a) * b; }
   friend MF_INLINE Mask operator<(Vec a, Vec b) { return a.v < b.v; }
   friend MF_INLINE Mask operator>(Vec a, Vec b) { return a.v > b.v; }
   friend MF_INLINE Mask operator<=(Vec a, Vec b) { return a.v <= b.v; }
@@ -77,6 +78,13 @@ struct Vec {
   MF_INLINE Vec& operator*=(Vec b) { return v *= b.v, *this; }
 
   MF_INLINE T operator[](int64_t lane) const { return v[lane]; }
+
+ private:
+  // Written out, because `Native{} + s` costs an addition: -0.0 + 0 is not -0.0.
+  template <size_t... kLane>
+  static MF_INLINE Vec fill(T s, std::index_sequence<kLane...>) {
+    return {Native{(static_cast<void>(kLane), s)...}};
+  }
 };
 
 template <class T>

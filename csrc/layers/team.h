@@ -16,7 +16,9 @@ class Team {
   using Spread = void (*)(void* pool, int64_t blocks, Block call, const void* function);
 
   Team() = default;  // everything on the calling thread
-  Team(Spread spread, void* pool) : spread_(spread), pool_(pool) {}
+  Team(Spread spread, void* pool, int threads) : spread_(spread), pool_(pool), threads_(threads) {}
+
+  int threads() const { return threads_; }
 
   template <class F>
   void run(int64_t blocks, const F& f) {
@@ -30,6 +32,7 @@ class Team {
  private:
   Spread spread_ = nullptr;
   void* pool_ = nullptr;
+  int threads_ = 1;
 };
 
 }  // namespace MF_ISA

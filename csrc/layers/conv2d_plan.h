@@ -1,0 +1,215 @@
+#pragma once
+
+// Conv2d's offset tables and its three passes; included at the end of conv2d.h.
+#include <algorithm>
+#include <cstring>
+
+namespace mf {
+inline namespace MF_ISA {
+namespace conv {
+
+inline int32_t narrow(int64_t offset) {
+  if (offset > std::numeric_limits<int32_t>::max() || offset < std::numeric_limits<int32_t>::min())
+    throw std::length_error("convolution: an image has more than 2^31 elements; reduce its size or its channels");
+  return static_cast<int32_t>(offset);
+}
+
+// Positions (y, x) of an image, every `sh`-th row and `sw`-th column of `out` from (y0, x0) on, with `in` at the row
+// and column that `read` names.
+template <class F>
+Positions make_positions(const Map& in, const Map& out, int64_t y0, int64_t x0, int64_t sh, int64_t sw, const F& read) {
+  Positions p;
+  const auto count = [](int64_t size, int64_t from, int64_t step) { return (size - from + step - 1) / step; };
+  p.per_image = std::max<int64_t>(0, count(out.h, y0, sh)) * std::max<int64_t>(0, count(out.w, x0, sw));
+  p.images = Positions::images_for(p.per_image, std::min(in.n, out.n));
+  p.in_image = in.image();
+  p.out_image = out.image();
+  p.at.reserve(static_cast<size_t>(p.images * p.per_image));
+  for (int64_t i = 0; i < p.images; ++i)
+    for (int64_t y = y0; y < out.h; y += sh)
+      for (int64_t x = x0; x < out.w; x += sw) p.at.push_back({narrow(read(i, y, x)), narrow(out.at(i, y, x))});
+  return p;
+}
+
+}  // namespace conv
+
+template <class T>
+Border Conv2d<T>::border_for_dy(const Geometry& g, int64_t h, int64_t w) {
+  // dx[i] reads dy[(i + p - k) / s] where s divides: from -(k-1-p)/s to (size-1+p)/s.
+  const auto need = [](int64_t size, int64_t k, int64_t s, int64_t p) {
+    const int64_t before = std::max<int64_t>(0, k - 1 - p) / s;
+    const int64_t after = (size - 1 + p) / s - (size + 2 * p - k) / s;
+    return std::max<int64_t>(before, std::max<int64_t>(after, 0));
+  };
+  return {need(h, g.kh, g.sh, g.ph), need(w, g.kw, g.sw, g.pw)};
+}
+
+template <class T>
+Conv2d<T>::Conv2d(const Map& x, const Map& y, const Geometry& g, const Map& dy, const Map& dx)
+    : x_(x), y_(y), dy_(dy), dx_(dx), g_(g), ci_(x.c / g.groups), co_(y.c / g.groups) {
+  depthwise_ = g.groups > 1 && g.groups == x.c && x.c == y.c && x.cp == y.cp;
+  group_size_ = depthwise_ ? 0 : rows() * padded_channels(co_);
+  packed_size_ = depthwise_ ? taps() * y.cp : g.groups * group_size_;
+  const auto read_x = [&](int64_t i, int64_t yy, int64_t xx) { return x.at(i, yy * g.sh - g.ph, xx * g.sw - g.pw); };
+  forward_ = conv::make_positions(x, y, 0, 0, 1, 1, read_x);
+  weight_ = conv::make_positions(x, dy, 0, 0, 1, 1, read_x);
+  for (int64_t k = 0; k < taps(); ++k) {
+    tap_.push_back(static_cast<int32_t>(k));
+    for (int64_t c = 0; c < (depthwise_ ? 1 : ci_); ++c)
+      offset_.push_back(conv::narrow(k / g.kw * x.row() + k % g.kw * x.cp + c));
+  }
+  if (dx.n == 0) return;
+  group_transposed_ = depthwise_ ? 0 : taps() * co_ * padded_channels(ci_);
+  transposed_size_ = g.groups * group_transposed_;
+  int64_t before = 0;
+  for (int64_t a = 0; a < g.sh; ++a)
+    for (int64_t b = 0; b < g.sw; ++b) {
+      // Pixels y with (y + p) % s == a meet the taps a, a + s, ...
+      const int64_t y0 = ((a - g.ph) % g.sh + g.sh) % g.sh, x0 = ((b - g.pw) % g.sw + g.sw) % g.sw;
+      Class c;
+      c.positions = conv::make_positions(dy, dx, y0, x0, g.sh, g.sw, [&](int64_t i, int64_t yy, int64_t xx) {
+        return dy.at(i, (yy + g.ph - a) / g.sh, (xx + g.pw - b) / g.sw);
+      });
+      if (c.positions.per_image == 0) continue;
+      for (int64_t kh = a; kh < g.kh; kh += g.sh)
+        for (int64_t kw = b; kw < g.kw; kw += g.sw) {
+          c.tap.push_back(static_cast<int32_t>(kh * g.kw + kw));
+          for (int64_t o = 0; o < (depthwise_ ? 1 : co_); ++o)
+            c.offset.push_back(conv::narrow(o - (kh - a) / g.sh * dy.row() - (kw - b) / g.sw * dy.cp));
+        }
+      c.rows_before = before;
+      before += static_cast<int64_t>(c.offset.size());
+      classes_.push_back(std::move(c));
+    }
+}
+
+template <class T>
+template <class F>
+void Conv2d<T>::for_each_weight(const F& f) const {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  const conv::Tiles panel = conv::panels(co_, kLanes);
+  for (int64_t g = 0; g < g_.groups; ++g)
+    for (int64_t p = 0; p < panel.count; ++p) {
+      const int64_t begin = panel.begin(p) * kLanes, width = panel.begin(p + 1) * kLanes - begin;
+      for (int64_t o = begin; o < std::min(begin + width, co_); ++o)
+        for (int64_t c = 0; c < ci_; ++c)
+          for (int64_t k = 0; k < taps(); ++k) {
+            const int64_t torch = ((g * co_ + o) * ci_ + c) * taps() + k;
+            f(torch,
+              depthwise_ ? k * y_.cp + g : g * group_size_ + rows() * begin + (k * ci_ + c) * width + (o - begin));
+          }
+    }
+}
+
+template <class T>
+void Conv2d<T>::pack(const T* torch, T* packed) const {
+  std::fill(packed, packed + packed_size_, T(0));
+  for_each_weight([&](int64_t from, int64_t to) { packed[to] = torch[from]; });
+}
+
+template <class T>
+void Conv2d<T>::unpack(const T* packed, T* torch) const {
+  for_each_weight([&](int64_t to, int64_t from) { torch[to] = packed[from]; });
+}
+
+template <class T>
+int Conv2d<T>::compact(const Term* terms, int count, std::array<Term, conv::kMaxTerms>* kept) {
+  int n = 0;
+  for (int t = 0; t < count; ++t)
+    if (terms[t].a && terms[t].b) (*kept)[static_cast<size_t>(n++)] = terms[t];
+  return n;
+}
+
+template <class T>
+void Conv2d<T>::forward(const Term* terms, int count, const T* bias, T* y, int64_t n, Team& team) const {
+  std::array<Term, conv::kMaxTerms> term;
+  const int kept = compact(terms, count, &term);
+  conv::for_each_block(forward_, n, team, [&](int64_t image, int64_t first, int64_t last) {
+    std::array<Term, conv::kMaxTerms> here = term;
+    for (auto& t : here) t.a += image * forward_.in_image;
+    T* out = y + image * forward_.out_image;
+    const conv::Position* at = forward_.at.data() + first;
+    if (depthwise_) {
+      conv::depthwise_block(here.data(), kept, offset_, tap_, y_.cp, at, last - first, bias, false, out);
+      return;
+    }
+    for (int64_t g = 0; g < g_.groups; ++g) {
+      conv::gather_block(at, last - first, offset_, here.data(), kept, forward_shape(g), bias, false, out);
+      for (auto& t : here) t.b += group_size_;
+    }
+  });
+}
+
+template <class T>
+void Conv2d<T>::backward_input(const Term* terms, int count, T* dx, bool accumulate, int64_t n, Team& team,
+                               T* scratch) const {
+  std::array<Term, conv::kMaxTerms> term;
+  const int kept = compact(terms, count, &term);
+  if (accumulate && kept == 0) return;
+  const int64_t classes = static_cast<int64_t>(classes_.size());
+  if (!depthwise_) {
+    team.run(kept * classes, [&](int64_t block) {
+      const int64_t t = block / classes;
+      const Class& c = classes_[static_cast<size_t>(block % classes)];
+      for (int64_t g = 0; g < g_.groups; ++g)
+        conv::transpose_weights(
+            term[static_cast<size_t>(t)].b + g * group_size_, ci_, co_, taps(), c.tap,
+            scratch + t * transposed_size_ + g * group_transposed_ + c.rows_before * padded_channels(ci_));
+    });
+    for (int t = 0; t < kept; ++t) term[static_cast<size_t>(t)].b = scratch + t * transposed_size_;
+  }
+  for (const Class& c : classes_)
+    conv::for_each_block(c.positions, n, team, [&](int64_t image, int64_t first, int64_t last) {
+      std::array<Term, conv::kMaxTerms> here = term;
+      for (auto& t : here) t.a += image * c.positions.in_image;
+      T* out = dx + image * c.positions.out_image;
+      const conv::Position* at = c.positions.at.data() + first;
+      const T* none = nullptr;
+      if (depthwise_) {
+        conv::depthwise_block(here.data(), kept, c.offset, c.tap, dx_.cp, at, last - first, none, accumulate, out);
+        return;
+      }
+      for (auto& t : here) t.b += c.rows_before * padded_channels(ci_);
+      for (int64_t g = 0; g < g_.groups; ++g) {
+        conv::gather_block(at, last - first, c.offset, here.data(), kept, input_shape(g), none, accumulate, out);
+        for (auto& t : here) t.b += group_transposed_;
+      }
+    });
+}
+
+template <class T>
+void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumulate, int64_t n, Team& team) const {
+  std::array<Term, conv::kMaxTerms> term;
+  const int kept = compact(terms, count, &term);
+  if (kept == 0 || n == 0) {
+    if (!accumulate) std::fill(dw, dw + packed_size_, T(0));
+    return;
+  }
+  // Work is divided over rows of the result, never over positions: the order of the sums stays.
+  const int64_t per_group = depthwise_ ? y_.cp / Vec<T>::kLanes : conv::outer_tiles<T>(co_, rows());
+  const int64_t tiles = depthwise_ ? per_group : g_.groups * per_group;
+  const int64_t parts = team.threads() > 1 ? std::min<int64_t>(tiles, 4 * team.threads()) : 1;
+  team.run(parts, [&](int64_t part) {
+    Team alone;
+    const int64_t from = tiles * part / parts, to = tiles * (part + 1) / parts;
+    bool adds = accumulate;
+    conv::for_each_block(weight_, n, alone, [&](int64_t image, int64_t first, int64_t last) {
+      std::array<Term, conv::kMaxTerms> here = term;
+      for (auto& t : here) t.a += image * weight_.in_image, t.b += image * weight_.out_image;
+      const conv::Position* at = weight_.at.data() + first;
+      if (depthwise_) {
+        for (int64_t v = from; v < to; ++v)
+          conv::depthwise_outer_block(here.data(), kept, offset_, y_.cp, v * Vec<T>::kLanes, at, last - first, adds,
+                                      dw);
+      } else {
+        for (int64_t g = from / per_group; g * per_group < to; ++g)
+          conv::outer_block(at, last - first, offset_, here.data(), kept, forward_shape(g), adds, dw + g * group_size_,
+                            from - g * per_group, to - g * per_group);
+      }
+      adds = true;
+    });
+  });
+}
+
+}  // namespace MF_ISA
+}  // namespace mf
