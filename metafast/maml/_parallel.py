@@ -1,0 +1,106 @@
+"""Data parallel over tasks: each process takes a share of every meta-batch, the meta-gradients are added up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from metafast.data import TaskBatch
+    from metafast.maml._learner import MetaLearner
+
+
+def world() -> tuple[int, int]:
+    """This process's rank, and the number of processes; `(0, 1)` outside of torchrun and accelerate."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def share(tasks: int) -> slice:
+    """The tasks of a meta-batch that are this process's."""
+    rank, size = world()
+    if tasks < size:
+        raise ValueError(
+            f"a meta-batch must have at least one task per process, got {tasks} tasks for {size} processes"
+        )
+    return slice(rank * tasks // size, (rank + 1) * tasks // size)
+
+
+def meta_gradient(maml: MetaLearner, batch: TaskBatch) -> dict[str, Any]:
+    """Fill `.grad` of the meta-parameters with the gradient of the mean query loss over all processes' tasks.
+
+    Every process calls it with the same whole batch, works on its share and gets the same result, that of one process
+    up to rounding. Tasks that were dropped do not count in the mean, wherever they were.
+
+    Args:
+        maml: any algorithm, with equal weights in all processes.
+        batch: the whole meta-batch.
+
+    Returns:
+        The metrics of the whole batch: "loss" and "accuracy" or "mse" `[T]`, and "dropped".
+
+    Raises:
+        ValueError: fewer tasks than processes, or what the learner raises.
+
+    Example:
+        >>> import torch, metafast
+        >>> x, y = torch.randn(8, 10, 4), torch.randint(0, 2, (8, 10))
+        >>> maml = metafast.maml.MAML(torch.nn.Linear(4, 2), steps=2)
+        >>> metrics = meta_gradient(maml, metafast.data.TaskBatch(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:]))
+        >>> metrics["loss"].shape, maml.model.weight.grad.shape
+        (torch.Size([8]), torch.Size([2, 4]))
+    """
+    _, size = world()
+    for parameter in maml.parameters():
+        parameter.grad = None
+    if size == 1:
+        loss, metrics = maml(batch)
+        loss.backward()
+        return {key: metrics[key] for key in ("loss", "accuracy", "mse", "dropped") if key in metrics}
+    tasks, mine = len(batch), share(len(batch))
+    weights = torch.full((mine.stop - mine.start,), 1 / tasks, dtype=torch.float64, device=batch.query_x.device)
+    problem, metrics = None, {}
+    try:
+        loss, metrics = maml(batch[mine], task_weights=weights, first_task=mine.start)
+        loss.backward()
+    except ValueError as error:  # the others wait for this process: tell them first
+        problem = str(error)
+    kept = {key: metrics[key] for key in ("loss", "accuracy", "mse") if key in metrics}
+    kept["dropped"] = [mine.start + task for task in metrics.get("dropped", [])]
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, (problem, {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kept.items()}))
+    problems = [text for text, _ in parts if text is not None]
+    if problems:
+        raise ValueError(problems[0])
+    merged = {key: torch.cat([part[key] for _, part in parts]) for key in kept if key != "dropped"}
+    dropped = [task for _, part in parts for task in part["dropped"]]
+    _add_up(list(maml.parameters()), tasks / (tasks - len(dropped)) if len(dropped) < tasks else 0.0)
+    _average_buffers(maml)
+    return {**merged, "dropped": dropped}
+
+
+def _add_up(parameters: list[nn.Parameter], scale: float) -> None:
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+    by_dtype: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, grad in enumerate(grads):
+        by_dtype.setdefault((grad.dtype, grad.device), []).append(index)
+    for members in by_dtype.values():
+        flat = torch.cat([grads[index].reshape(-1) for index in members])
+        dist.all_reduce(flat)
+        parts = (flat * scale).split([grads[index].numel() for index in members])
+        for index, part in zip(members, parts, strict=True):
+            learned[index].grad = part.view_as(learned[index])
+
+
+def _average_buffers(module: nn.Module) -> None:
+    """Recorded statistics are means over tasks, hence over processes."""
+    _, size = world()
+    for buffer in module.buffers():
+        if buffer.is_floating_point() and buffer.numel():
+            dist.all_reduce(buffer)
+            buffer /= size
