@@ -1,0 +1,180 @@
+"""Times all contenders of one workload in turns, each in its own process, with the core's peak among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import check
+from .contenders import Contender
+from .peak import fma_probe
+from .worker import Worker, WorkerError
+from .workloads import WORKLOADS
+
+Group = dict[str, Any]
+Log = Callable[[str], None]
+
+
+def key(workload: str, steps: int, order: int, threads: int) -> str:
+    """Name of a group in a results file."""
+    return f"{workload} | steps {steps} | order {order} | threads {threads}"
+
+
+class Results:
+    """A JSON file that is rewritten, whole or not at all, after each round; a second start goes on from there."""
+
+    def __init__(self, path: Path | None, provenance: dict[str, Any]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {**provenance, "groups": {}}
+        if path is not None and path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if old["machine"]["cpu"] != provenance["machine"]["cpu"]:
+                raise SystemExit(f"{path} was measured on {old['machine']['cpu']}: give another --output")
+            self.content = old
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """Groups by name."""
+        groups: dict[str, Group] = self.content["groups"]
+        return groups
+
+    def save(self) -> None:
+        """Writes the file."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.path)
+
+
+def measure(
+    results: Results,
+    contenders: Sequence[Contender],
+    workload: str,
+    *,
+    steps: int,
+    order: int,
+    threads: int,
+    rounds: int,
+    commit: str,
+    log: Log = lambda _: None,
+) -> Group:
+    """Measures one group, or what a results file still lacks of it.
+
+    Args:
+        results: where rounds are kept.
+        contenders: who takes part; those of a file's group stay in it.
+        workload: name of the workload.
+        steps, order: of the inner loop.
+        threads: of each process.
+        rounds: turns of each contender.
+        commit: of metafast, kept with the group.
+        log: is told what happens.
+
+    Returns:
+        The group: per contender its state, error, memory, and a time for each round.
+    """
+    name = key(workload, steps, order, threads)
+    group = results.groups.setdefault(
+        name,
+        {
+            "workload": workload, "steps": steps, "order": order, "threads": threads, "commit": commit,
+            "gflop": WORKLOADS[workload].flops(steps, order) / 1e9, "load": [], "peak_gflops": [], "rows": {},
+        },
+    )  # fmt: skip
+    rows = group["rows"]
+    wanted = [c for c in contenders if c.workloads is None or workload in c.workloads]
+    new = [c for c in wanted if rows.get(c.name, {}).get("state") in (None, "missing", "failed")]
+    done = len(group["peak_gflops"])
+    workers: dict[str, Worker] = {}
+
+    def start(contender: Contender) -> None:
+        row, worker = _start(contender, workload, steps, order, threads)
+        log(f"{name}: {contender.name}: {row['state']} {row.get('reason', '')}")
+        rows[contender.name] = {**row, **{k: rows.get(contender.name, {}).get(k, []) for k in ("wall", "cpu")}}
+        if worker is not None:
+            workers[contender.name] = worker
+        results.save()
+
+    try:
+        for contender in new:
+            start(contender)
+        if done and workers:  # a newcomer's rounds must be beside everybody's: the group starts again
+            done = 0
+            group.update(load=[], peak_gflops=[], commit=commit)
+            for row in rows.values():
+                row["wall"], row["cpu"] = [], []
+        if done >= rounds:
+            return group
+        for contender in wanted:
+            if contender.name not in workers and rows[contender.name]["state"] == "timed":
+                start(contender)
+        probe = fma_probe()
+        for number in range(done, rounds if workers else done):
+            log(f"{name}: round {number + 1} of {rounds}")
+            _round(group, workers, number, probe, threads)
+            results.save()
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return group
+
+
+def _start(
+    contender: Contender, workload: str, steps: int, order: int, threads: int
+) -> tuple[dict[str, Any], Worker | None]:
+    """A contender's row up to its first turn, and its process where it can be timed."""
+    row: dict[str, Any] = {"kind": contender.kind, "state": "missing"}
+    if order not in contender.orders:
+        return {**row, "state": "not offered", "reason": f"has no order {order}"}, None
+    reason = contender.missing()
+    if reason is not None:
+        return {**row, "reason": reason}, None
+    worker = Worker(contender.name, workload, steps, order, threads)
+    try:
+        row["build_seconds"] = worker.ask("build")["seconds"]
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "grads.pt")
+            row["peak_mb"] = worker.ask("first", output=file)["peak_mb"]
+            row["error"] = check.error(torch.load(file), check.reference(workload, steps, order))
+            compared = steps
+            if WORKLOADS[workload].chaotic and steps > 1:
+                compared = 1
+                worker.ask("check", output=file, steps=1, double=False)
+                row["error_one_step"] = check.error(torch.load(file), check.reference(workload, 1, order))
+        worst = row["error" if compared == steps else "error_one_step"]
+        if worst > check.tolerance(compared):
+            worker.close()
+            return {**row, "state": "wrong gradient", "reason": f"{worst:.1e} from float64"}, None
+    except WorkerError as error:
+        worker.close()
+        return {**row, "state": "failed", "reason": str(error)}, None
+    return {**row, "state": "timed"}, worker
+
+
+def _round(group: Group, workers: dict[str, Worker], number: int, probe: Any, threads: int) -> None:
+    # A new order in each round: nobody always runs after the same neighbour.
+    names = list(workers)
+    turns: dict[str, dict[str, float]] = {}
+    peaks = []
+    for offset in range(len(names)):
+        name = names[(offset + number) % len(names)]
+        if probe is not None and offset % 4 == 0:
+            peaks.append(probe(threads))
+        turns[name] = workers[name].ask("turn")
+    for name, turn in turns.items():
+        for clock in ("wall", "cpu"):
+            group["rows"][name][clock].append(turn[clock])
+    group["load"].append(round(os.getloadavg()[0], 2))
+    group["peak_gflops"].append({"wall": _best(p.wall for p in peaks), "cpu": _best(p.cpu for p in peaks)})
+
+
+def _best(values: Iterable[float]) -> float | None:
+    return max(values, default=None)
