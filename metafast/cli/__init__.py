@@ -1,4 +1,5 @@
-"""The `metafast` command. A sub-command is the function `<name>` of `metafast/cli/<name>.py` and one row here."""
+"""The `metafast` command. A sub-command is one row here and `metafast/cli/<name>.py`, with either a function `<name>` or,
+where it has sub-commands of its own, a typer application `app`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import typer
 COMMANDS = {
     "demo": "Train a small CNN from seven starting learning rates and compare what adapts with what does not.",
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
+    "maml": "Meta-train, test and use few-shot learners: train, eval, adapt, transfer.",
 }
 
 
@@ -28,7 +30,11 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     for name, line in COMMANDS.items():
         run: Callable[..., Any] = _unloaded
         if name == wanted:
-            run = getattr(import_module(f"metafast.cli.{name}"), name)
+            module = import_module(f"metafast.cli.{name}")
+            if hasattr(module, "app"):
+                app.add_typer(module.app, name=name, help=line)
+                continue
+            run = getattr(module, name)
         app.command(name, help=None if name == wanted else line)(run)
     return app
 

@@ -1,10 +1,19 @@
-"""Plots of runs: loss, learning rates, and how far a result depends on the starting rate.
+"""Plots of runs: loss, learning rates, how far a result depends on the starting rate, and meta-learning.
 
 Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
 Needs matplotlib: `pip install 'metafast[plots]'`.
 """
 
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
+from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._style import save, style
 
-__all__ = ["accuracy_by_rate", "learning_rates", "loss_curves", "save", "style"]
+__all__ = [
+    "accuracy_by_rate",
+    "adaptation_curves",
+    "learning_rates",
+    "loss_curves",
+    "meta_learning_curves",
+    "save",
+    "style",
+]
