@@ -53,7 +53,7 @@ class InnerLoop:
         seed: int = 0,
         first_task: int = 0,
         want_adapted: bool = False,
-        want_stats: bool = False,
+        want_batch_stats: bool = False,
     ) -> Outcome:
         """Adapts to every task and evaluates; see the class."""
         raise NotImplementedError

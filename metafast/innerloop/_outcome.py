@@ -20,7 +20,7 @@ class Outcome:
         logits: `[T, Q, C]` of the query examples at θ_K, detached; 0 at padding.
         adapted: θ_K by parameter name, each `[T, *shape]`, detached; None unless asked for by `want_adapted=True`.
         batch_stats: `[K+1, S]` batch means and unbiased variances of each batch norm, means over tasks (support pass at
-            θ_k; the query pass in the last row); None unless asked for by `want_stats=True`.
+            θ_k; the query pass in the last row); None unless asked for by `want_batch_stats=True`.
         dropped: the tasks whose loss was not finite and that `on_nan="drop"` left out of the meta-loss.
     """
 
