@@ -1,5 +1,7 @@
 #include "host/collate.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -219,55 +221,68 @@ void collate(const EpisodePlan& plan, std::uint64_t batch, const EpisodeArrays& 
   }
 }
 
-Collator::Collator(EpisodePlan plan, int workers) : plan_(std::move(plan)), workers_(std::max(1, workers)) {
-  check(plan_);
+Collator::Collator(EpisodePlan plan, int workers)
+    : workers_(std::max(1, workers)), owner_(static_cast<long>(getpid())), queue_(std::make_unique<Queue>()) {
+  check(plan);
+  plan_ = std::make_unique<const EpisodePlan>(std::move(plan));
 }
 
+bool Collator::forked() const { return static_cast<long>(getpid()) != owner_; }
+
 void Collator::submit(std::uint64_t batch, const EpisodeArrays& out) {
+  if (forked()) throw std::runtime_error("the collator belongs to the process that this one was forked from");
   {
-    std::lock_guard lock(mutex_);
-    if (closing_) throw std::runtime_error("the collator is closed");
-    if (!pending_.insert(batch).second) throw std::invalid_argument("this batch is already submitted");
-    queue_.push_back({batch, out});
-    while (static_cast<int>(threads_.size()) < workers_) threads_.emplace_back([this] { work(); });
+    std::lock_guard lock(queue_->mutex);
+    if (queue_->closing) throw std::runtime_error("the collator is closed");
+    if (!queue_->pending.insert(batch).second) throw std::invalid_argument("this batch is already submitted");
+    queue_->jobs.push_back({batch, out});
+    while (static_cast<int>(queue_->threads.size()) < workers_) queue_->threads.emplace_back([this] { work(); });
   }
-  queued_.notify_one();
+  queue_->queued.notify_one();
 }
 
 bool Collator::wait(std::uint64_t batch) {
-  std::unique_lock lock(mutex_);
-  finished_.wait(lock, [&] { return closing_ || done_.count(batch) != 0 || pending_.count(batch) == 0; });
-  if (done_.erase(batch) == 0) return false;
-  pending_.erase(batch);
+  if (forked()) return false;
+  Queue& q = *queue_;
+  std::unique_lock lock(q.mutex);
+  q.finished.wait(lock, [&] { return q.closing || q.done.count(batch) != 0 || q.pending.count(batch) == 0; });
+  if (q.done.erase(batch) == 0) return false;
+  q.pending.erase(batch);
   return true;
 }
 
 void Collator::close() {
+  if (forked()) {
+    static_cast<void>(queue_.release());
+    static_cast<void>(plan_.release());
+    return;
+  }
   std::vector<std::thread> threads;
   {
-    std::lock_guard lock(mutex_);
-    closing_ = true;
-    queue_.clear();
-    threads.swap(threads_);
+    std::lock_guard lock(queue_->mutex);
+    queue_->closing = true;
+    queue_->jobs.clear();
+    threads.swap(queue_->threads);
   }
-  queued_.notify_all();
-  finished_.notify_all();
+  queue_->queued.notify_all();
+  queue_->finished.notify_all();
   for (std::thread& thread : threads) thread.join();
 }
 
 void Collator::work() {
+  Queue& q = *queue_;
   CollateScratch scratch;
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(q.mutex);
   for (;;) {
-    queued_.wait(lock, [&] { return closing_ || !queue_.empty(); });
-    if (closing_) return;
-    const Job job = queue_.front();
-    queue_.pop_front();
+    q.queued.wait(lock, [&] { return q.closing || !q.jobs.empty(); });
+    if (q.closing) return;
+    const Job job = q.jobs.front();
+    q.jobs.pop_front();
     lock.unlock();
-    collate(plan_, job.batch, job.out, scratch);
+    collate(*plan_, job.batch, job.out, scratch);
     lock.lock();
-    done_.insert(job.batch);
-    finished_.notify_all();
+    q.done.insert(job.batch);
+    q.finished.notify_all();
   }
 }
 

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
@@ -61,6 +62,8 @@ struct CollateScratch {
 void collate(const EpisodePlan& plan, std::uint64_t batch, const EpisodeArrays& out, CollateScratch& scratch);
 
 // A queue of meta-batches and the threads that fill them. The arrays must live until wait() or close() has returned.
+//
+// A forked child has the object and not the threads: there submit() and wait() fail, and close() lets go of everything.
 class Collator {
  public:
   Collator(EpisodePlan plan, int workers);
@@ -68,7 +71,7 @@ class Collator {
   Collator(const Collator&) = delete;
   Collator& operator=(const Collator&) = delete;
 
-  const EpisodePlan& plan() const { return plan_; }
+  const EpisodePlan& plan() const { return *plan_; }
 
   // Never waits; the first call starts the threads.
   void submit(std::uint64_t batch, const EpisodeArrays& out);
@@ -85,16 +88,23 @@ class Collator {
     EpisodeArrays out;
   };
 
-  void work();
+  // Apart from the object, because a forked child can neither join the threads nor destroy what they wait for.
+  struct Queue {
+    std::mutex mutex;
+    std::condition_variable queued, finished;
+    std::deque<Job> jobs;
+    std::unordered_set<std::uint64_t> pending, done;
+    std::vector<std::thread> threads;
+    bool closing = false;
+  };
 
-  EpisodePlan plan_;
+  void work();
+  bool forked() const;
+
+  std::unique_ptr<const EpisodePlan> plan_;
   int workers_;
-  std::mutex mutex_;
-  std::condition_variable queued_, finished_;
-  std::deque<Job> queue_;
-  std::unordered_set<std::uint64_t> pending_, done_;
-  std::vector<std::thread> threads_;
-  bool closing_ = false;
+  long owner_;  // process
+  std::unique_ptr<Queue> queue_;
 };
 
 }  // namespace metafast::host

@@ -5,8 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 
 #include "host/collate.h"
 
@@ -20,10 +22,11 @@ constexpr int kContiguous = py::array::c_style;
 using Ints = py::array_t<std::int64_t, kContiguous>;
 using Floats = py::array_t<float, kContiguous>;
 
-// The bound object: the collator and the array that it gathers from.
+// The bound object: the collator, the array that it gathers from, and those that it is writing to.
 struct Bound {
   py::array examples;
-  Collator collator;
+  std::unordered_map<std::uint64_t, std::array<py::array, 7>> written;
+  Collator collator;  // the last: its threads end before the arrays go
 };
 
 EpisodePlan plan_of(const py::array& examples, const Ints& members, const Ints& starts,
@@ -100,7 +103,7 @@ void bind_collator(py::module_& m) {
                        const std::array<std::int64_t, 16>& numbers, const Floats& scale, const Floats& shift,
                        int workers) {
              EpisodePlan plan = plan_of(examples, members, starts, numbers, scale, shift);
-             return new Bound{std::move(examples), {std::move(plan), workers}};
+             return new Bound{std::move(examples), {}, {std::move(plan), workers}};
            }),
            py::arg("examples"), py::arg("members"), py::arg("starts"), py::arg("numbers"), py::arg("scale"),
            py::arg("shift"), py::arg("workers"))
@@ -117,14 +120,30 @@ void bind_collator(py::module_& m) {
           "submit",
           [](Bound& self, std::uint64_t batch, std::array<py::array, 7> arrays) {
             self.collator.submit(batch, arrays_of(self.collator.plan(), arrays));
+            self.written[batch] = std::move(arrays);
           },
-          py::arg("batch"), py::arg("arrays"),
-          "Has a thread fill the arrays, which must live until wait() or close() returns.")
+          py::arg("batch"), py::arg("arrays"), "Has a thread fill the arrays.")
       .def(
-          "wait", [](Bound& self, std::uint64_t batch) { return self.collator.wait(batch); }, py::arg("batch"),
-          py::call_guard<py::gil_scoped_release>(), "Waits for a submitted meta-batch; False where there is none.")
+          "wait",
+          [](Bound& self, std::uint64_t batch) {
+            bool there = false;
+            {
+              py::gil_scoped_release release;
+              there = self.collator.wait(batch);
+            }
+            if (there) self.written.erase(batch);
+            return there;
+          },
+          py::arg("batch"), "Waits for a submitted meta-batch; False where there is none.")
       .def(
-          "close", [](Bound& self) { self.collator.close(); }, py::call_guard<py::gil_scoped_release>(),
+          "close",
+          [](Bound& self) {
+            {
+              py::gil_scoped_release release;
+              self.collator.close();
+            }
+            self.written.clear();
+          },
           "Ends the threads; what they have not begun is dropped.");
 }
 

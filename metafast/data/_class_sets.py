@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metafast._checks import integer
-from metafast.data._collate import bounded, choose, draw, mix
+from metafast.data._collate import choose, draw, mix
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +32,7 @@ class ClassSet:
         order: `[M]` numbers by which the examples of a class are ordered (such as its drawers), or None.
         mean: per channel of pictures, of values from 0 to 1; one number serves all channels.
         std: likewise.
+        turned_classes: a picture turned by a quarter is of another class, so that there are four times as many.
         name: for messages.
 
     Raises:
@@ -52,6 +53,7 @@ class ClassSet:
     order: Array | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    turned_classes: bool = False
     name: str = "examples"
 
     def __post_init__(self) -> None:
@@ -163,16 +165,13 @@ class ClassSet:
                 f"{'groups' if by_group else 'classes'} of {self.name}"
             )
         chosen = [units[i] for i in permutation(len(units), seed)]
-        parts = [set(chosen[:first]), set(chosen[first:second]), set(chosen[second:])]
-        return ClassSplits(
-            *(
-                replace(
-                    self.select(lambda name, group, part=part: (group if by_group else name) in part),
-                    name=f"{self.name} ({split})",
-                )
-                for split, part in zip(("train", "val", "test"), parts, strict=True)
-            )
-        )
+        labels = self.groups if by_group else self.names
+        parts = []
+        for name, part in (("train", chosen[:first]), ("val", chosen[first:second]), ("test", chosen[second:])):
+            wanted = set(part)
+            numbers = [i for i, label in enumerate(labels) if label in wanted]
+            parts.append(replace(self.select(numbers), name=f"{self.name} ({name})"))
+        return ClassSplits(*parts)
 
     def resized(self, size: int | None = None, channels: int | None = None) -> ClassSet:
         """Pictures of another size or number of channels, so that models take several data sets.
@@ -328,6 +327,3 @@ def permutation(count: int, seed: int) -> list[int]:
     """All numbers below `count`, shuffled by `seed` alone."""
     key = mix(np.array([seed % 2**64], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     return [int(i) for i in choose(draw(key, 0), np.array([count]), count)[0]]
-
-
-__all__ = ["ClassSet", "ClassSplits", "bounded", "check_disjoint", "class_set", "permutation"]

@@ -6,7 +6,7 @@ those before it nor on threads. `csrc/host/collate.cpp` follows this file draw f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ def mix(z: Array) -> Array:
 
 def draw(key: Array, counter: Array | int) -> Array:
     """64 random bits for each key and counter."""
-    return mix(key + (np.atleast_1d(counter).astype(np.uint64) + np.uint64(1)) * _GOLDEN)  # scalars would warn of overflow
+    return mix(
+        key + (np.atleast_1d(counter).astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    )  # scalars would warn of overflow
 
 
 def task_keys(seed: int, first_task: int, tasks: int) -> Array:
@@ -53,7 +55,7 @@ def uniform(bits: Array) -> Array:
 def choose(keys: Array, counts: Array, width: int, first: int = 0) -> Array:
     """`width` different numbers below `counts` for each key: the first steps of Fisher and Yates' shuffle.
 
-    Row r takes its draws from counter `first` on. Where `width` is above `counts[r]`, the rest of the row is meaningless.
+    Row r draws from counter `first` on. Where `width` is above `counts[r]`, the rest of the row is meaningless.
     """
     rows = np.arange(len(keys))
     order = np.tile(np.arange(int(counts.max()) if len(counts) else 0), (len(keys), 1))
@@ -126,6 +128,10 @@ class Arrays:
     query_mask: Array
     classes: Array
 
+    def all(self) -> list[Array]:
+        """Every field, in the order of the C++ collator."""
+        return [getattr(self, item.name) for item in fields(self)]
+
 
 def native() -> Any:
     """The class of the C++ collator, or None."""
@@ -134,14 +140,14 @@ def native() -> Any:
 
 def native_collator(plan: Plan, workers: int) -> Any:
     """The C++ collator of a plan; it starts `workers` threads when the first batch is submitted."""
+    signed_seed = (plan.seed + 2**63) % 2**64 - 2**63
+    sizes = [*plan.ways, *plan.shots, *plan.queries]
+    switches = [plan.same_positions, plan.class_rotations, plan.rotate, plan.flip]
     return native()(
         plan.examples,
         plan.members,
         plan.starts,
-        [
-            plan.seed % 2**64, plan.tasks, plan.first, plan.count, *plan.ways, *plan.shots, *plan.queries,
-            int(plan.same_positions), int(plan.class_rotations), int(plan.rotate), int(plan.flip), plan.crop, plan.per,
-        ],  # fmt: skip
+        [signed_seed, plan.tasks, plan.first, plan.count, *sizes, *map(int, switches), plan.crop, plan.per],
         plan.scale,
         plan.shift,
         workers,
@@ -194,12 +200,16 @@ def _gather(plan: Plan, key: Array, at: Array, slot: Array, place: Array, turned
             for by in (8, 32)
         )
         flips = ((bits >> np.uint64(2)) & np.uint64(1)).astype(bool) & plan.flip
-        height, width = plan.shape[1:]
-        edge = ((0, 0), (plan.crop, plan.crop), (plan.crop, plan.crop))
-        for index, picture in enumerate(picked):
-            y, x = down[index], right[index]
-            cut = np.pad(picture, edge)[:, y : y + height, x : x + width]
-            picked[index] = np.rot90(cut[:, :, ::-1] if flips[index] else cut, turns[index], axes=(1, 2))
+        if plan.crop:
+            edge = ((0, 0), (0, 0), (plan.crop, plan.crop), (plan.crop, plan.crop))
+            rows, columns = (
+                offset[:, None] + np.arange(side) for offset, side in zip((down, right), plan.shape[1:], strict=True)
+            )
+            every, channels = np.arange(len(picked))[:, None, None, None], np.arange(plan.shape[0])[:, None, None]
+            picked = np.pad(picked, edge)[every, channels, rows[:, None, :, None], columns[:, None, None, :]]
+        picked[flips] = picked[flips][..., ::-1]
+        for quarters in (1, 2, 3):
+            picked[turns == quarters] = np.rot90(picked[turns == quarters], quarters, axes=(2, 3))
     return picked.astype(np.float32) * plan.scale[:, None, None] + plan.shift[:, None, None]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metafast.data._class_sets import ClassSet, ClassSplits, permutation
+from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, permutation
 from metafast.data._load import load
 from metafast.data._relations import encode_relations
 from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
@@ -44,10 +44,11 @@ def few_shot(name: str, path: str | PathLike[str] | None = None) -> ClassSplits:
 
     | name | classes (train/val/test) | what |
     |---|---|---|
-    | `omniglot` | 1100/100/423 | characters irrespective of alphabet, in the numbers of MAML's and learn2learn's split |
+    | `omniglot` | 1100/100/423 | characters irrespective of alphabet, as many as in MAML's split |
     | `omniglot_alphabets` | 25/5/20 alphabets | background alphabets to learn on, evaluation alphabets to test on |
     | `cifar_fs` | 64/16/20 | CIFAR-100 with the classes of CIFAR-FS; `cifar100` is the same |
-    | `few_rel` | 50/14/16 | relations between two entities; test is the official validation part |
+    | `few_rel` | 50/14/16 | relations between entities, as bags of marked words; test: the official validation part |
+    | `few_rel_words` | 50/14/16 | the same as sequences of words with markers around the entities |
     | `clinc_oos` | 90/30/30 | intents, without the out-of-scope class |
     | any other name | 64/16/20 % | its "train" and "test" rows by label, classes split by a fixed seed |
 
@@ -88,13 +89,11 @@ def all_classes(name: str, split: str | None = None, path: str | PathLike[str] |
 @lru_cache(maxsize=8)
 def _few_shot(name: str, path: str | None) -> ClassSplits:
     split = _SPLITS.get(name)
-    everything = _all_classes({"cifar_fs": "cifar100", "omniglot_alphabets": "omniglot"}.get(name, name), None, path)
+    everything = _all_classes(_SAME_ROWS.get(name, name), None, path)
     parts = everything.split() if split is None else split(everything)
+    check_disjoint(train=parts.train, val=parts.val, test=parts.test)
     return ClassSplits(
-        *(
-            replace(part, name=f"{name} ({label})")
-            for label, part in zip(("train", "val", "test"), parts, strict=True)
-        )
+        *(replace(part, name=f"{name} ({label})") for label, part in zip(("train", "val", "test"), parts, strict=True))
     )
 
 
@@ -124,6 +123,7 @@ def _read_omniglot(name: str, split: str | None, path: str | None) -> ClassSet:
         tuple(names[n] for n in numbers),
         tuple(groups[n] for n in numbers),
         np.concatenate(drawers),
+        turned_classes=True,
         name=name,
     )
 
@@ -159,15 +159,18 @@ def _read_cifar100(name: str, split: str | None, path: str | None) -> ClassSet:
 
 def _split_cifar_fs(classes: ClassSet) -> ClassSplits:
     marks = {word.split(":")[-1]: word[0] if word[1] == ":" else "" for word in _CIFAR100}
-    return ClassSplits(*(classes.select(lambda name, _, mark=mark: marks[name] == mark) for mark in ("", "v", "t")))
+    return ClassSplits(
+        *(classes.select([name for name in classes.names if marks[name] == mark]) for mark in ("", "v", "t"))
+    )
 
 
 def _read_few_rel(name: str, split: str | None, path: str | None) -> ClassSet:
     tokens, relations, official = [], [], {}
     for part in ("train_wiki_subset", "val_wiki") if split is None else (split,):
-        rows = load(name, part, path)
+        rows = load("few_rel", part, path)
         columns = {column: rows[column][:] for column in ("tokens", "head", "tail", "relation", "names")}
-        tokens.append(encode_relations(columns["tokens"], columns["head"], columns["tail"]))
+        style = "sequence" if name == "few_rel_words" else "bag"
+        tokens.append(encode_relations(columns["tokens"], columns["head"], columns["tail"], style=style))
         relations += columns["relation"]
         for relation, (meaning, *_) in zip(columns["relation"], columns["names"], strict=True):
             official[relation] = (f"{relation} {meaning}", part)
@@ -216,7 +219,9 @@ def _split_clinc(intents: ClassSet) -> ClassSplits:
 
 
 def _read_labelled(name: str, split: str | None, path: str | None) -> ClassSet:
-    sets = [of_dataset(rows, None, name) for rows in _rows(name, ("train", "test") if split is None else (split,), path)]
+    sets = [
+        of_dataset(rows, None, name) for rows in _rows(name, ("train", "test") if split is None else (split,), path)
+    ]
     names = tuple(sorted({label for part in sets for label in part.names}))
     place = [np.array([names.index(label) for label in part.names])[part.labels] for part in sets]
     return replace(
@@ -273,10 +278,12 @@ def _pictures(rows: Dataset, column: str) -> Array:
     return stack[:, None] if stack.ndim == 3 else np.ascontiguousarray(stack.transpose(0, 3, 1, 2))
 
 
+_SAME_ROWS = {"cifar_fs": "cifar100", "omniglot_alphabets": "omniglot"}
 _READERS: dict[str, Callable[[str, str | None, str | None], ClassSet]] = {
     "omniglot": _read_omniglot,
     "cifar100": _read_cifar100,
     "few_rel": _read_few_rel,
+    "few_rel_words": _read_few_rel,
     "clinc_oos": _read_clinc,
 }
 _SPLITS: dict[str, Callable[[ClassSet], ClassSplits]] = {
@@ -285,5 +292,6 @@ _SPLITS: dict[str, Callable[[ClassSet], ClassSplits]] = {
     "cifar100": _split_cifar_fs,
     "cifar_fs": _split_cifar_fs,
     "few_rel": _split_few_rel,
+    "few_rel_words": _split_few_rel,
     "clinc_oos": _split_clinc,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _bag(words: list[str], head: tuple[int, int], tail: tuple[int, int]) -> list
     between = words[first[1] : second[0]]
     # the marked words come first: a long sentence is cut at its end
     out = [f"{order} between {word}" for word in between[:16]]
-    out += [f"{order} pair {a} {b}" for a, b in zip(between[:16], between[1:16], strict=False)]
+    out += [f"{order} pair {a} {b}" for a, b in pairwise(between[:16])]
     out += [f"head {word}" for word in words[slice(*head)]] + [f"tail {word}" for word in words[slice(*tail)]]
     out += [f"{order} before {word}" for word in words[max(0, first[0] - _NEAR) : first[0]]]
     out += [f"{order} after {word}" for word in words[second[1] : second[1] + _NEAR]]

@@ -127,9 +127,12 @@ class TaskBatch:
             device: where to; None: stay.
             dtype: a floating type; None: as it is.
         """
+        to_cuda = device is not None and torch.device(device).type == "cuda"
         return self._map(
             lambda value: value.to(
-                device=device, dtype=dtype if value.is_floating_point() else None, non_blocking=value.is_pinned()
+                device=device,
+                dtype=dtype if value.is_floating_point() else None,
+                non_blocking=to_cuda and value.is_pinned(),
             )
         )
 
@@ -149,14 +152,15 @@ class TaskBatch:
         """
         if not batches:
             raise ValueError("batches must not be empty")
-        parts = []
+        parts: dict[str, Tensor] = {}
         for field in fields(TaskBatch):
             values = [getattr(batch, field.name) for batch in batches]
             missing = [value is None for value in values]
             if any(missing) and not all(missing):
                 raise ValueError(f"{field.name} is None in batch {missing.index(True)} and not in all; fill it in")
-            parts.append(None if all(missing) else torch.cat(values))
-        return TaskBatch(*parts)
+            if not any(missing):
+                parts[field.name] = torch.cat(values)
+        return TaskBatch(**parts)
 
     def validate(self, ways: int | None = None) -> TaskBatch:
         """Checks the values: labels in range, at least one example of each kind in every task.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -86,7 +87,7 @@ class Conv4(nn.Module):
 
 
 class OmniglotFC(nn.Module):
-    """Linear layers 784-256-128-64-64 with batch norm and ReLU, then one to the classes: MAML's model without convolution.
+    """Linear layers 784-256-128-64-64 with batch norm and ReLU, then one to the classes: MAML's fully connected model.
 
     Args:
         classes: number of classes.
@@ -124,7 +125,7 @@ class OmniglotFC(nn.Module):
         widths = [in_features, *(integer(f"hidden[{i}]", width, minimum=1) for i, width in enumerate(hidden))]
         with _seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
-            for before, after in zip(widths, widths[1:], strict=False):
+            for before, after in pairwise(widths):
                 norm = nn.BatchNorm1d(after, track_running_stats=track_running_stats)
                 layers += [nn.Linear(before, after), norm, nn.ReLU()]
             self.features = nn.Sequential(*layers)
@@ -186,7 +187,7 @@ class SinusoidMLP(nn.Module):
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks of three 3×3 convolutions with leaky ReLU and 2×2 pooling, then the mean and one linear layer.
+    """Four residual blocks of three 3×3 convolutions, leaky ReLU and 2×2 pooling, then the mean and one linear layer.
 
     Args:
         in_channels: 1 for grey images, 3 for colour.
@@ -224,10 +225,7 @@ class ResNet12(nn.Module):
         in_channels, classes = _sizes(in_channels=in_channels, classes=classes)
         channels = [in_channels, *(integer(f"widths[{i}]", width, minimum=1) for i, width in enumerate(widths))]
         with _seeded(seed):
-            blocks = [
-                _ResidualBlock(before, after, track_running_stats)
-                for before, after in zip(channels, channels[1:], strict=False)
-            ]
+            blocks = [_ResidualBlock(before, after, track_running_stats) for before, after in pairwise(channels)]
             self.features = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
             self.classifier = nn.Linear(channels[-1], classes)
             for module in self.modules():
