@@ -46,8 +46,14 @@ MF_INLINE void for_spans(int64_t n, Team& team, const F& f, const Map& first, co
 template <class T>
 MF_INLINE typename Vec<T>::Mask load_bytes(const uint8_t* p) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (typename Vec<T>::Mask)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-  else return (typename Vec<T>::Mask)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+  if constexpr (sizeof(T) == 4) {
+    return (typename Vec<T>::Mask)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+  } else {
+    uint64_t bytes;  // GCC 12 fails to compile a masked conversion that reads memory itself
+    std::memcpy(&bytes, p, sizeof bytes);
+    asm("" : "+r"(bytes));
+    return (typename Vec<T>::Mask)_mm512_maskz_cvtepu8_epi64(0xff, _mm_cvtsi64_si128(static_cast<int64_t>(bytes)));
+  }
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) return (typename Vec<T>::Mask)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
   else return (typename Vec<T>::Mask)_mm256_cvtepu8_epi64(_mm_loadu_si32(p));
@@ -61,8 +67,8 @@ MF_INLINE typename Vec<T>::Mask load_bytes(const uint8_t* p) {
 template <class T>
 MF_INLINE void store_bytes(typename Vec<T>::Mask m, uint8_t* p) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)m));
-  else return _mm_storel_epi64((__m128i*)p, _mm512_cvtepi64_epi8((__m512i)m));
+  if constexpr (sizeof(T) == 4) return _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)m));
+  else return _mm_storel_epi64((__m128i*)p, _mm512_maskz_cvtepi64_epi8(0xff, (__m512i)m));
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
     const __m256i wide = (__m256i)m;
