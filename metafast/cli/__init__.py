@@ -1,5 +1,7 @@
-"""The `metafast` command. A sub-command is one row here and `metafast/cli/<name>.py`, with either a function `<name>` or,
-where it has sub-commands of its own, a typer application `app`."""
+"""The `metafast` command. A sub-command is one row here and the function `<name>` of `metafast/cli/<name>.py`.
+
+A sub-command that has sub-commands of its own has a typer application `app` in that place.
+"""
 
 from __future__ import annotations
 

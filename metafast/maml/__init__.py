@@ -6,12 +6,15 @@ Every algorithm is a module whose parameters are the meta-parameters; called wit
 
 from metafast.maml._alfa import ALFA
 from metafast.maml._clone import Learner
+from metafast.maml._evaluate import Evaluation, evaluate
 from metafast.maml._learner import MetaLearner
 from metafast.maml._maml import ANIL, BOIL, FOMAML, MAML, MetaSGD
 from metafast.maml._mamlpp import MAMLpp, cosine_schedule
 from metafast.maml._metrics import Interval, interval
 from metafast.maml._protomaml import ProtoMAML
 from metafast.maml._reptile import IMAML, Reptile
+from metafast.maml.baselines import ProtoNet
+from metafast.maml.trainer import Trainer, Training
 
 ALGORITHMS: dict[str, type[MetaLearner]] = {
     "maml": MAML,
@@ -34,13 +37,18 @@ __all__ = [
     "FOMAML",
     "IMAML",
     "MAML",
+    "Evaluation",
     "Interval",
     "Learner",
     "MAMLpp",
     "MetaLearner",
     "MetaSGD",
     "ProtoMAML",
+    "ProtoNet",
     "Reptile",
+    "Trainer",
+    "Training",
     "cosine_schedule",
+    "evaluate",
     "interval",
 ]

@@ -30,15 +30,17 @@ def share(tasks: int) -> slice:
     return slice(rank * tasks // size, (rank + 1) * tasks // size)
 
 
-def meta_gradient(maml: MetaLearner, batch: TaskBatch) -> dict[str, Any]:
+def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> dict[str, Any]:
     """Fill `.grad` of the meta-parameters with the gradient of the mean query loss over all processes' tasks.
 
-    Every process calls it with the same whole batch, works on its share and gets the same result, that of one process
-    up to rounding. Tasks that were dropped do not count in the mean, wherever they were.
+    Every process gets the same result, that of one process up to rounding. Tasks that were dropped do not count in
+    the mean, wherever they were.
 
     Args:
         maml: any algorithm, with equal weights in all processes.
-        batch: the whole meta-batch.
+        batch: the whole meta-batch, the same in all processes, of which each works on its share; or this process's
+            share, all of one size, with `own=True`.
+        own: see `batch`. `metafast.data.episodes(rank=..., world_size=...)` makes shares.
 
     Returns:
         The metrics of the whole batch: "loss" and "accuracy" or "mse" `[T]`, and "dropped".
@@ -54,18 +56,19 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch) -> dict[str, Any]:
         >>> metrics["loss"].shape, maml.model.weight.grad.shape
         (torch.Size([8]), torch.Size([2, 4]))
     """
-    _, size = world()
+    size = world()[1]
     for parameter in maml.parameters():
         parameter.grad = None
     if size == 1:
         loss, metrics = maml(batch)
         loss.backward()
         return {key: metrics[key] for key in ("loss", "accuracy", "mse", "dropped") if key in metrics}
-    tasks, mine = len(batch), share(len(batch))
+    tasks = len(batch) * size if own else len(batch)
+    mine = share(tasks)
     weights = torch.full((mine.stop - mine.start,), 1 / tasks, dtype=torch.float64, device=batch.query_x.device)
     problem, metrics = None, {}
     try:
-        loss, metrics = maml(batch[mine], task_weights=weights, first_task=mine.start)
+        loss, metrics = maml(batch if own else batch[mine], task_weights=weights, first_task=mine.start)
         loss.backward()
     except ValueError as error:  # the others wait for this process: tell them first
         problem = str(error)

@@ -81,7 +81,7 @@ class ProtoMAML(MetaLearner):
             inputs, labels = (x[task], y[task]) if mask is None else (x[task][mask[task]], y[task][mask[task]])
             if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= layer.out_features:
                 raise ValueError(
-                    f"support_y of task {task} must have labels from 0 to {layer.out_features - 1}, got {labels.tolist()}"
+                    f"support_y of task {task} must be from 0 to {layer.out_features - 1}, got {labels.tolist()}"
                 )
             found = self._features(inputs)  # [S, F]
             one_hot = torch.nn.functional.one_hot(labels, layer.out_features).to(found)  # [S, C]
@@ -96,7 +96,7 @@ class ProtoMAML(MetaLearner):
             weights.append(2 * centres)
             biases.append(-centres.square().sum(1))
         return {
-            **{name: parameter for name, parameter in self.model.named_parameters()},
+            **dict(self.model.named_parameters()),
             f"{self.head}.weight": torch.stack(weights),
             f"{self.head}.bias": torch.stack(biases),
         }

@@ -60,7 +60,8 @@ class Trainer:
 
     Args:
         maml: any algorithm.
-        train: batches of training tasks, without end, from `metafast.data.episodes`.
+        train: batches of training tasks from `metafast.data.episodes`; where several processes train, with their `rank`
+            and `world_size`, or whole batches of which each process takes its share.
         steps: meta-steps.
         val: batches of validation tasks; the same first `val_episodes` are used each time. Default: no validation.
         optimizer: an optimizer of `maml.parameters()`, or a function that makes one of them. Default: Adam with
@@ -233,10 +234,11 @@ class Trainer:
         if self.val is not None and state.step == 0 and state.score is None:
             self._validate(state, run, bar)
         tasks = forever(self.train)
+        own = world()[1] > 1 and getattr(self.train, "world_size", 1) == world()[1]
         while state.stopped is None:
             batch = next(tasks)
             began = time.perf_counter()
-            metrics = meta_gradient(maml, to_model(maml, batch))
+            metrics = meta_gradient(maml, to_model(maml, batch), own=own)
             norm = self._step()
             state.step += 1
             state.dropped += len(metrics["dropped"])
@@ -272,7 +274,7 @@ class Trainer:
             run.note("the training ended", reason=state.stopped, best_step=state.best_step, dropped=state.dropped)
 
     def _step(self) -> float | None:
-        """One step of the meta-optimizer; the norm of the gradient, or None where it is not finite and none was made."""
+        """One step of the meta-optimizer; the gradient's norm, or None where it is not finite and no step was made."""
         parameters = [p for p in self.maml.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf))
         if not math.isfinite(norm):
