@@ -73,8 +73,5 @@ CONTENDERS = (
     Contender("torch.func vmap, torch.compile", _PEERS + "func:build_compiled", kind="torch", workloads=DENSE),
     Contender("JAX vmap", _PEERS + "jax:build_vmap", needs="jax", kind="jax", workloads=DENSE),
     Contender("JAX scan", _PEERS + "jax:build_scan", needs="jax", kind="jax"),
-    Contender("JAX scan, XLA convolution", _PEERS + "jax:build_scan_conv", needs="jax", kind="jax",
-              workloads=CONVOLUTIONAL),
 )  # fmt: skip
-BASELINE = "learn2learn"
 BY_NAME = {c.name: c for c in CONTENDERS}

@@ -14,7 +14,7 @@ from .workloads import WORKLOADS
 
 Group = dict[str, Any]
 OURS, LOOP = "metafast", "learn2learn"
-JAX = ("JAX vmap", "JAX scan", "JAX scan, XLA convolution")
+JAX = ("JAX vmap", "JAX scan")
 PEERS = (LOOP, "plain torch loop", "plain torch loop, tuned malloc", "higher", "torchopt", "parallel-metalearn",
          "torch.func vmap", "torch.func vmap, torch.compile", *JAX)  # fmt: skip
 
