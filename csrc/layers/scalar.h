@@ -104,7 +104,7 @@ struct Norm {
 
   MF_HD T hat(T x) const { return (x - mean) * r; }
   MF_HD T hat_dot(T hat, T x_dot) const { return r * (x_dot - m - hat * c); }
-  MF_HD T dx(T hat, T g) const { return r * (g - a - hat * b); }  // g = γ dy
+  MF_HD T dx(T hat, T g) const { return r * (g - a - hat * b); }            // g = γ dy
   MF_HD T dx_dot(T hat, T hat_dot, T g, T g_dot, T a_dot, T b_dot) const {  // g_dot = γ̇ dy + γ dẏ
     return r * (g_dot - a_dot - hat_dot * b - hat * b_dot) - r * c * dx(hat, g);
   }
