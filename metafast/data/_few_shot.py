@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
@@ -14,6 +12,7 @@ import numpy as np
 
 from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, permutation
 from metafast.data._load import load
+from metafast.data._pictures import pictures
 from metafast.data._relations import encode_relations
 from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
 from metafast.data._text import hash_tokens
@@ -108,9 +107,9 @@ def _rows(name: str, splits: tuple[str, ...], path: str | None) -> Iterator[Data
 
 
 def _read_omniglot(name: str, split: str | None, path: str | None) -> ClassSet:
-    pictures, labels, drawers, names, groups = [], [], [], {}, {}
+    examples, labels, drawers, names, groups = [], [], [], {}, {}
     for rows in _rows(name, ("background", "evaluation") if split is None else (split,), path):
-        pictures.append(_pictures(rows, "image"))
+        examples.append(pictures(rows, "image"))
         columns = [rows[column][:] for column in ("label", "drawer", "alphabet", "character", "split")]
         labels.append(np.array(columns[0]))
         drawers.append(np.array(columns[1]))
@@ -118,7 +117,7 @@ def _read_omniglot(name: str, split: str | None, path: str | None) -> ClassSet:
             names[label], groups[label] = f"{alphabet}/{character}", f"{part}/{alphabet}"
     numbers = sorted(names)
     return ClassSet(
-        np.concatenate(pictures),
+        np.concatenate(examples),
         np.searchsorted(numbers, np.concatenate(labels)),
         tuple(names[n] for n in numbers),
         tuple(groups[n] for n in numbers),
@@ -144,9 +143,9 @@ def _split_alphabets(characters: ClassSet) -> ClassSplits:
 
 
 def _read_cifar100(name: str, split: str | None, path: str | None) -> ClassSet:
-    pictures, fine, coarse = [], [], []
+    examples, fine, coarse = [], [], []
     for rows in _rows(name, ("train", "test") if split is None else (split,), path):
-        pictures.append(_pictures(rows, "img"))
+        examples.append(pictures(rows, "img"))
         fine.append(np.array(rows["fine_label"][:]))
         coarse.append(np.array(rows["coarse_label"][:]))
     labels, groups = np.concatenate(fine), [""] * 100
@@ -154,7 +153,7 @@ def _read_cifar100(name: str, split: str | None, path: str | None) -> ClassSet:
         groups[label] = _SUPERCLASSES[group]
     names = tuple(word.split(":")[-1] for word in _CIFAR100)
     mean, std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
-    return ClassSet(np.concatenate(pictures), labels, names, tuple(groups), mean=mean, std=std, name=name)
+    return ClassSet(np.concatenate(examples), labels, names, tuple(groups), mean=mean, std=std, name=name)
 
 
 def _split_cifar_fs(classes: ClassSet) -> ClassSplits:
@@ -240,7 +239,7 @@ def of_dataset(rows: Dataset, label: str | None, name: str) -> ClassSet:
         raise ValueError(f"label must be one of the columns {columns} of {name}, got {label!r}")
     image = next((column for column in IMAGE_COLUMNS if column in columns), None)
     if image is not None:
-        examples = _pictures(rows, image)
+        examples = pictures(rows, image)
     elif "text" in columns:
         examples = _tokens(rows["text"][:])
     else:
@@ -253,29 +252,6 @@ def of_dataset(rows: Dataset, label: str | None, name: str) -> ClassSet:
 
 def _tokens(texts: list[str]) -> Array:
     return hash_tokens(texts, buckets=BUCKETS, length=LENGTH, ngrams=2).numpy().astype(np.int32)
-
-
-def _pictures(rows: Dataset, column: str) -> Array:
-    """`[M, C, H, W]` uint8; pictures are decoded in threads, from their compressed bytes."""
-    import datasets
-    from PIL import Image
-
-    raw = rows.cast_column(column, datasets.Image(decode=False))[column][:]
-
-    def decode(item: dict[str, Any]) -> Array:
-        with Image.open(io.BytesIO(item["bytes"]) if item["bytes"] is not None else item["path"]) as picture:
-            return np.asarray(picture)
-
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(decode, raw, chunksize=256))
-    shapes = {picture.shape for picture in pictures}
-    if len(shapes) != 1 or pictures[0].dtype != np.uint8:
-        raise ValueError(
-            f"column {column!r} must hold 8-bit pictures of one size, got sizes {sorted(shapes)[:3]}; "
-            "resize them first with dataset.map"
-        )
-    stack = np.stack(pictures)
-    return stack[:, None] if stack.ndim == 3 else np.ascontiguousarray(stack.transpose(0, 3, 1, 2))
 
 
 _SAME_ROWS = {"cifar_fs": "cifar100", "omniglot_alphabets": "omniglot"}

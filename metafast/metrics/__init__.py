@@ -1,5 +1,13 @@
 """What a run reached and how fast; for anything bigger, torchmetrics (`pip install 'metafast[metrics]'`)."""
 
+from metafast.metrics._episodes import Interval, episode_accuracy, macro_f1, mean_interval
 from metafast.metrics._simple import accuracy, steps_to_threshold
 
-__all__ = ["accuracy", "steps_to_threshold"]
+__all__ = [
+    "Interval",
+    "accuracy",
+    "episode_accuracy",
+    "macro_f1",
+    "mean_interval",
+    "steps_to_threshold",
+]
