@@ -1,0 +1,147 @@
+// The inner-loop driver for CUDA on the host: its engine and kernel bodies as they are, with launches that run every
+// block and thread in plain loops, phase by phase. test_inner_loop.py builds it and compares the ops with their
+// reference.
+#include "cuda/inner_loop_engine.h"
+#include "cuda/inner_loop_ops.h"
+
+#include <memory>
+
+namespace mf::cuda {
+namespace {
+
+// One mma.m16n8k8 of a warp: operands lose what TF32 does not hold, sums are fp32.
+template <class Tile>
+void multiply_fragments(typename Tile::Thread* warp, const typename Tile::Fragments* f) {
+  const auto tf32 = [](uint32_t bits) { return bits_float(bits & 0xffffe000u); };
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 4; ++j)
+      for (int product = 0; product < 3; ++product)  // lo hi, hi lo, hi hi
+        for (int lane = 0; lane < 32; ++lane)
+          for (int r = 0; r < 4; ++r) {
+            const int row = lane / 4 + r / 2 * 8, column = lane % 4 * 2 + r % 2;
+            float sum = warp[lane].part[(i * 4 + j) * 4 + r];
+            for (int k = 0; k < 8; ++k) {
+              const auto& fa = f[row % 8 * 4 + k % 4];
+              const auto& fb = f[column * 4 + k % 4];
+              const int ra = row / 8 + k / 4 * 2, rb = k / 4;
+              sum += tf32(product == 0 ? fa.a_lo[i][ra] : fa.a_hi[i][ra]) *
+                     tf32(product == 1 ? fb.b_lo[j][rb] : fb.b_hi[j][rb]);
+            }
+            warp[lane].part[(i * 4 + j) * 4 + r] = sum;
+          }
+}
+
+template <class Tile>
+void run_tile(const typename Tile::Args& a) {
+  std::vector<typename Tile::Thread> threads(kConvThreads);
+  std::vector<typename Tile::Fragments> fragments(32);
+  const auto shared = std::make_unique<typename Tile::Shared>();
+  const int64_t bx = Tile::blocks_x(a), by = Tile::blocks_y(a), bz = int64_t{1} * a.tasks * a.splits;
+  for (int64_t block = bx * by * bz; block-- > 0;) {  // backwards: blocks must not depend on one another
+    std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);  // NaN
+    bool works = false;
+    for (int tid = 0; tid < kConvThreads; ++tid)
+      works = Tile::begin(a, int(block % bx), int(block / bx % by), int(block / bx / by), tid, threads[tid]);
+    if (!works) continue;
+    for (int tile = threads[0].first; tile < threads[0].last; ++tile) {
+      const int stage = tile % Tile::kStages;
+      for (const auto& t : threads) Tile::copy_tile(a, t, *shared, stage, tile);
+      if constexpr (Tile::kTensor) {
+        for (auto& t : threads) Tile::clear_part(t);
+        for (int k = 0; k < Tile::kK; k += 8)
+          for (int warp = 0; warp < kConvThreads / 32; ++warp) {
+            for (int lane = 0; lane < 32; ++lane)
+              Tile::load_fragments(*shared, threads[warp * 32 + lane], stage, k, fragments[lane]);
+            multiply_fragments<Tile>(&threads[warp * 32], fragments.data());
+          }
+        for (auto& t : threads) Tile::add_part(t);
+      } else {
+        for (auto& t : threads) Tile::multiply_scalar(*shared, t, stage);
+      }
+    }
+    for (const auto& t : threads) Tile::end(a, t);
+  }
+}
+
+struct HostDevice {
+  template <class F>
+  void each(const F& f, int rows, int64_t count) {
+    for (int row = rows; row-- > 0;)
+      for (int64_t i = 0, n = f.limit(row); i < n; ++i) {
+        if (i >= count) throw std::runtime_error("a launch is smaller than its work");
+        f(row, static_cast<int>(i));
+      }
+  }
+
+  template <class F>
+  void sums(const F& f, int rows, int width) {
+    using V = typename F::Value;
+    std::vector<typename F::State> state(kBlockThreads);
+    std::vector<V> sum(kBlockThreads), product(kBlockThreads);
+    std::vector<char> works(kBlockThreads);
+    const int blocks = (f.columns() + width - 1) / width, lanes = kBlockThreads / width;
+    for (int row = rows; row-- > 0;)
+      for (int block = blocks; block-- > 0;) {
+        for (int tid = 0; tid < kBlockThreads; ++tid) works[tid] = f.open(row, block * width + tid % width, state[tid]);
+        for (int stage = 0; stage < F::kStages; ++stage) {
+          for (int tid = 0; tid < kBlockThreads; ++tid) {
+            sum[tid] = product[tid] = V(0);
+            if (works[tid]) f.part(stage, row, state[tid], tid / width, lanes, sum[tid], product[tid]);
+          }
+          for (int half = kBlockThreads / 2; half >= width; half /= 2)
+            for (int tid = 0; tid < half; ++tid) sum[tid] += sum[tid + half], product[tid] += product[tid + half];
+          for (int tid = 0; tid < kBlockThreads; ++tid)
+            if (works[tid]) f.take(stage, row, state[tid], sum[tid % width], product[tid % width]);
+        }
+        for (int tid = 0; tid < width; ++tid)
+          if (works[tid]) f.totals(row, state[tid], sum[tid], product[tid]);
+        for (int tid = 0; tid < kBlockThreads; ++tid)
+          if (works[tid]) f.finish(row, state[tid], tid / width, lanes);
+      }
+  }
+
+  template <ConvPass kPass, class T>
+  void conv(const ConvArgs<T>& a) {
+    const bool vectors = std::is_same_v<T, float> && a.g.cig % 4 == 0 && a.g.cog % 4 == 0;
+    const bool narrow = (kPass == ConvPass::input ? a.g.cig : a.g.cog) <= kConvWarpTile;
+    if constexpr (std::is_same_v<T, float>) {
+      if (vectors && narrow) return run_tile<ConvTile<T, kPass, 4, 4, 1>>(a);
+      if (vectors) return run_tile<ConvTile<T, kPass, 4, 2, 2>>(a);
+      if (narrow) return run_tile<ConvTile<T, kPass, 1, 4, 1>>(a);
+    }
+    run_tile<ConvTile<T, kPass, 1, 2, 2>>(a);
+  }
+
+  void zero(void* p, size_t bytes) { std::memset(p, 0, bytes); }
+};
+
+}  // namespace
+
+template <class T>
+void run_inner_loop(const InnerLoopRequest& r, const Place& place) {
+  HostDevice device;
+  LoopEngine<T, HostDevice>(r, device, place);
+}
+template <class T>
+void run_task_grad(const TaskRequest& r, const Place& place) {
+  HostDevice device;
+  TaskEngine<T, HostDevice>(r, device, place);
+}
+template <class T>
+void run_task_hvp(const TaskRequest& r, const Place& place) {
+  run_task_grad<T>(r, place);
+}
+template void run_inner_loop<float>(const InnerLoopRequest&, const Place&);
+template void run_inner_loop<double>(const InnerLoopRequest&, const Place&);
+template void run_task_grad<float>(const TaskRequest&, const Place&);
+template void run_task_grad<double>(const TaskRequest&, const Place&);
+template void run_task_hvp<float>(const TaskRequest&, const Place&);
+template void run_task_hvp<double>(const TaskRequest&, const Place&);
+
+OnDevice::OnDevice(int device) : previous_(device), device_(device) {}
+OnDevice::~OnDevice() = default;
+Stream current_stream(int) { return nullptr; }
+
+}  // namespace mf::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(metafast_host_inner_loop, CPU, m) { mf::cuda::register_inner_loop_ops(m); }
