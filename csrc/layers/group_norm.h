@@ -17,7 +17,7 @@ inline namespace MF_ISA {
 template <class T>
 struct GroupNorm {
   double eps = 1e-5;
-  Map x, y, dy, dx;          // ẋ lies as x, ẏ as y, dẏ as dy, dẋ as dx
+  Map x, y, dy, dx;  // ẋ lies as x, ẏ as y, dẏ as dy, dẋ as dx
   int64_t groups = 1;
   bool per_element = false;  // LAYER_NORM: w, b, dw, db and their tangents are [h][w][cp], and groups is 1
 
@@ -137,9 +137,8 @@ void GroupNorm<T>::forward(const T* px, const T* w, const T* b, T* py, T* aux, i
         gather(c, c * c, first + k, square + k);
       }
     });
-    over_groups(first, square, first, inverse, [&](double& off, double& var) {
-      var = 1.0 / std::sqrt(std::max(var - off * off, 0.0 * var) + eps);
-    });
+    over_groups(first, square, first, inverse,
+                [&](double& off, double& var) { var = 1.0 / std::sqrt(std::max(var - off * off, 0.0 * var) + eps); });
     pixels([&](int64_t pixel, int64_t r, int64_t q) {
       const T* from = px + x.at(i, r, q);
       T* to = py + y.at(i, r, q);
@@ -183,12 +182,11 @@ void GroupNorm<T>::backward(const T* px, const T* w, T* aux, const T* pdy, T* pd
       }
     });
   });
-  param_sums(aux, dw, db, add_params, n, team,
-             [&](int64_t i, int64_t, int64_t r, int64_t q, int64_t k, V& a, V& b) {
-               const T* s = vectors(aux, i) + k;
-               b = V::load(pdy + dy.at(i, r, q) + k);
-               a = b * (V::load(px + x.at(i, r, q) + k) - V::load(s + kMean * cp)) * V::load(s + kInverse * cp);
-             });
+  param_sums(aux, dw, db, add_params, n, team, [&](int64_t i, int64_t, int64_t r, int64_t q, int64_t k, V& a, V& b) {
+    const T* s = vectors(aux, i) + k;
+    b = V::load(pdy + dy.at(i, r, q) + k);
+    a = b * (V::load(px + x.at(i, r, q) + k) - V::load(s + kMean * cp)) * V::load(s + kInverse * cp);
+  });
 }
 
 template <class T>
@@ -274,13 +272,12 @@ void GroupNorm<T>::backward_tangent(const T* px, const T* w, T* aux, const T* px
       }
     });
   });
-  param_sums(aux, dwt, dbt, add_params, n, team,
-             [&](int64_t i, int64_t, int64_t r, int64_t q, int64_t k, V& a, V& b) {
-               V hat, hat_t;
-               hats(vectors(aux, i), x.at(i, r, q), k, hat, hat_t);
-               b = V::load(pdyt + dy.at(i, r, q) + k);
-               a = fma(b, hat, V::load(pdy + dy.at(i, r, q) + k) * hat_t);
-             });
+  param_sums(aux, dwt, dbt, add_params, n, team, [&](int64_t i, int64_t, int64_t r, int64_t q, int64_t k, V& a, V& b) {
+    V hat, hat_t;
+    hats(vectors(aux, i), x.at(i, r, q), k, hat, hat_t);
+    b = V::load(pdyt + dy.at(i, r, q) + k);
+    a = fma(b, hat, V::load(pdy + dy.at(i, r, q) + k) * hat_t);
+  });
 }
 
 }  // namespace MF_ISA

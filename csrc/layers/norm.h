@@ -1,6 +1,7 @@
 #pragma once
 
-// BATCH_NORM with the statistics of the task's batch, or with fixed ones: y = w x̂ + b, x̂ = (x - mean) / sqrt(var + eps).
+// BATCH_NORM with the statistics of the task's batch, or with fixed ones: y = w x̂ + b, x̂ = (x - mean) / sqrt(var +
+// eps).
 //
 // aux (aux_size() elements) carries statistics and means from pass to pass: call forward; then backward and
 // forward_tangent in either order; then backward_tangent. aux starts with mean [cp] and biased variance [cp].

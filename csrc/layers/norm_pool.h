@@ -80,22 +80,32 @@ struct NormPool {
 
  private:
   using V = Vec<T>;
-  // Vectors [cp] at the head of aux. Sums are over the batch, means are sums / (n h w); x̂ = c r, r = 1 / sqrt(var + eps).
+  // Vectors [cp] at the head of aux. Sums are over the batch, means are sums / (n h w); x̂ = c r, r = 1 / sqrt(var +
+  // eps).
   enum : int64_t {
-    kMean, kVar, kInverse, kScale, kBias,  // scale = w r: z = c scale + bias
-    kHatSum,                               // Σ dz x̂
-    kMeanDz, kMeanDzHat,                   // mean dz, mean dz x̂: 0 when the statistics are fixed
-    kByX, kConstant,                       // dx
-    kMeanT, kHatT,                         // mean ẋ, mean ẋ x̂: 0 when the statistics are fixed or ẋ is 0
-    kYByX, kYByXt, kYConstant,             // ẏ
-    kTByX, kTByXt, kTConstant,             // dẋ; its coefficient of dz is kYByX
+    kMean,
+    kVar,
+    kInverse,
+    kScale,
+    kBias,    // scale = w r: z = c scale + bias
+    kHatSum,  // Σ dz x̂
+    kMeanDz,
+    kMeanDzHat,  // mean dz, mean dz x̂: 0 when the statistics are fixed
+    kByX,
+    kConstant,  // dx
+    kMeanT,
+    kHatT,  // mean ẋ, mean ẋ x̂: 0 when the statistics are fixed or ẋ is 0
+    kYByX,
+    kYByXt,
+    kYConstant,  // ẏ
+    kTByX,
+    kTByXt,
+    kTConstant,  // dẋ; its coefficient of dz is kYByX
     kVectors
   };
   enum : int64_t { kFirst, kSecond, kShift, kSign, kSlots };  // of a chunk
 
-  int64_t chunk_images() const {
-    return std::max<int64_t>(1, 4096 / std::max<int64_t>(1, x.h * x.w * x.cp));
-  }
+  int64_t chunk_images() const { return std::max<int64_t>(1, 4096 / std::max<int64_t>(1, x.h * x.w * x.cp)); }
   int64_t chunks(int64_t n) const { return blocks_of(n, chunk_images()); }
   int64_t pooled_size() const { return pool ? x.n * (x.h / 2) * (x.w / 2) * x.cp : 0; }
   T* slot(T* aux, int64_t chunk) const { return aux + (kVectors + chunk * kSlots) * x.cp; }
@@ -154,8 +164,8 @@ void NormPool<T>::forward_rows(const T* px, const T* w, T* aux, uint8_t* bytes, 
   T *first = s + kFirst * cp, *second = s + kSecond * cp, *shift = s + kShift * cp, *sign = s + kSign * cp;
   const T* top = px + x.at(i, r0, 0);
   if (r0 == 0 && i == chunk * chunk_images()) {
-    // Sums are taken of x - shift, shift the mean of the chunk's first row. If that row is an odd one out at distance d,
-    // it alone adds w d² to the sum of squares, so that what cancels stays a small part of the sum.
+    // Sums are taken of x - shift, shift the mean of the chunk's first row. If that row is an odd one out at distance
+    // d, it alone adds w d² to the sum of squares, so that what cancels stays a small part of the sum.
     clear_slot(s);
     std::fill(shift, shift + cp, T(0));
     for (int64_t q = 0; q < x.w; ++q)
@@ -257,8 +267,7 @@ void NormPool<T>::forward_finish(const T* px, const T* w, const T* b, const T* f
 template <class T>
 void NormPool<T>::forward(const T* px, const T* w, const T* b, const T* fixed_stats, T* py, T* aux, uint8_t* bytes,
                           int64_t n, Team& team) const {
-  if (pool || !fixed)
-    each_chunk(n, team, [&](int64_t i, int64_t) { forward_rows(px, w, aux, bytes, i, 0, x.h); });
+  if (pool || !fixed) each_chunk(n, team, [&](int64_t i, int64_t) { forward_rows(px, w, aux, bytes, i, 0, x.h); });
   forward_finish(px, w, b, fixed_stats, py, aux, bytes, n, team);
 }
 
@@ -333,9 +342,9 @@ void NormPool<T>::backward_rows(const T* px, const T*, const T* aux, const uint8
       const uint8_t* place = bytes + pooled_row(i, r / 2);
       strips(windows, [&](int64_t at, int64_t length) {
         rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
-          rows::pool_gradient<T, decltype(width)::value, kAdd>(
-              from + 2 * at * cp + k, x.row(), d + at * cp + k, place + at * cp + k, out + 2 * at * cp + k, row, length,
-              cp, mean + k, scale + k, by_x + k, constant + k);
+          rows::pool_gradient<T, decltype(width)::value, kAdd>(from + 2 * at * cp + k, x.row(), d + at * cp + k,
+                                                               place + at * cp + k, out + 2 * at * cp + k, row, length,
+                                                               cp, mean + k, scale + k, by_x + k, constant + k);
         });
       });
       if (x.w % 2 != 0) {

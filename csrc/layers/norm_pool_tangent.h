@@ -142,9 +142,9 @@ void NormPool<T>::backward_tangent_rows(const T* px, const T*, const T* aux, con
                                         int64_t i, int64_t r0, int64_t r1) const {
   const int64_t cp = x.cp, windows = x.w / 2;
   const auto vector = [&](int64_t k) { return aux + k * cp; };
-  const rows::Coefficients<T> q = {vector(kMean),   vector(kMeanT),    vector(kScale), vector(kBias),
-                                   vector(kByX),    vector(kConstant), vector(kYByX),  vector(kTByX),
-                                   vector(kTByXt),  vector(kTConstant)};
+  const rows::Coefficients<T> q = {vector(kMean),  vector(kMeanT),    vector(kScale), vector(kBias),
+                                   vector(kByX),   vector(kConstant), vector(kYByX),  vector(kTByX),
+                                   vector(kTByXt), vector(kTConstant)};
   const T *from = px + x.at(i, r0, 0), *from_t = (pxt != nullptr ? pxt : px) + x.at(i, r0, 0);
   T* o = out != nullptr ? out : out_t;
   const auto run = [&](auto with_dx, auto adds) {

@@ -102,8 +102,7 @@ struct AvgPool {
           const T share = weight(r, q);
           for (int64_t k = 0; k < y.cp; k += V::kLanes) {
             V s = V::zero();
-            window.each(x.h, x.w, r, q,
-                        [&](int64_t, int64_t a, int64_t b) { s += V::load(px + x.at(i, a, b) + k); });
+            window.each(x.h, x.w, r, q, [&](int64_t, int64_t a, int64_t b) { s += V::load(px + x.at(i, a, b) + k); });
             (s * share).store(py + y.at(i, r, q) + k);
           }
         }
