@@ -1,0 +1,98 @@
+"""The compiled path: one op call for the whole meta-gradient of a batch of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metafast import ops
+from metafast.innerloop._attach import TaskGrad
+from metafast.innerloop._call import Call, Result
+from metafast.innerloop._rules import SGD, Adam
+from metafast.innerloop._trace import Traced
+from metafast.ops._program import encode
+
+
+@dataclass
+class Compiled:
+    """A program with its vectors; `backend` is "reference" or None for the best kernel of the device."""
+
+    traced: Traced
+    backend: str | None
+
+    def __post_init__(self) -> None:
+        self.vectors = encode(self.traced.program)
+        self.kernels: dict[tuple[str, str], Any] = {}
+
+    def kernel(self, name: str, device: torch.device) -> Any:
+        key = (name, device.type)
+        if key not in self.kernels:
+            self.kernels[key] = ops.resolve(name, device.type, self.backend)
+        return self.kernels[key]
+
+    def run(self, call: Call) -> Result:
+        """The losses of a call, and its gradients where they are wanted."""
+        program, batch, weights = self.traced.program, call.batch, call.weights
+        tasks, steps = batch.support_x.shape[0], call.steps
+        rule = call.rule
+        if isinstance(rule, Adam):
+            options = (2, rule.beta1, rule.beta2, rule.eps, rule.weight_decay, rule.prox)
+        else:
+            assert isinstance(rule, SGD)
+            options = (int(rule.momentum != 0), rule.momentum, 0.0, 0.0, rule.weight_decay, rule.prox)
+        new = weights.new_empty
+        result = Result(
+            task_losses=new(tasks),
+            support_losses=new(tasks, steps),
+            query_losses=new(tasks, steps + 1),
+            logits=new(tasks, batch.query_x.shape[1], program.classes),
+        )
+        if call.want_adapted:
+            result.adapted = new(tasks, program.numel)
+        if call.want_batch_stats:
+            result.batch_stats = new(steps + 1, program.stats)
+        if call.order:
+            result.grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+            if call.wants_rates:
+                result.grad_rates = torch.empty_like(call.rates, memory_format=torch.contiguous_format)
+            if call.wants_support_x:
+                result.grad_support_x = torch.empty_like(batch.support_x, memory_format=torch.contiguous_format)
+            if call.wants_query_x:
+                result.grad_query_x = torch.empty_like(batch.query_x, memory_format=torch.contiguous_format)
+        self.kernel("inner_loop", weights.device)(
+            *self.vectors, weights, call.rates, batch.support_x, batch.support_y, batch.support_mask, batch.query_x,
+            batch.query_y, batch.query_mask, batch.classes, call.batches, call.stats, call.query_weights,
+            call.task_weights, steps, call.order, *options, call.seed, call.first_task, call.memory_budget,
+            result.task_losses, result.support_losses, result.query_losses, result.logits, result.grad_weights,
+            result.grad_rates, result.grad_support_x, result.grad_query_x, result.adapted, result.batch_stats,
+        )  # fmt: skip
+        return result
+
+    def gradient(
+        self, params: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, classes: Tensor | None, stats: Tensor | None,
+        seed: int, step: int, first_task: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """(losses, logits, gradients) at `params` `[T, P]`, differentiable once."""
+        tasks, n = x.shape[:2]
+        rest = (y, mask, classes, stats, seed, step, first_task)
+        program = self.traced.program
+
+        def compute(params: Tensor, x: Tensor, wants_x: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            losses, logits, grads = params.new_empty(tasks), params.new_empty(tasks, n, program.classes), params.new_empty(params.shape)
+            grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
+            kernel = self.kernel("task_grad", params.device)
+            kernel(*self.vectors, params.contiguous(), x.contiguous(), *rest, losses, logits, grads, grad_x)
+            return losses, logits, grads, grad_x
+
+        def product(params: Tensor, x: Tensor, direction: Tensor, wants_x: bool) -> tuple[Tensor, Tensor | None]:
+            hvp = params.new_empty(params.shape)
+            mixed = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
+            kernel = self.kernel("task_hvp", params.device)
+            kernel(*self.vectors, params.contiguous(), x.contiguous(), *rest, direction.contiguous(), hvp, mixed)
+            return hvp, mixed
+
+        outputs: tuple[Tensor, Tensor, Tensor] = TaskGrad.apply(compute, product, params, x)
+        return outputs
