@@ -61,12 +61,17 @@ def _digest(encoded: list[bytes]) -> str:
 def _decode(encoded: list[bytes], column: str) -> Array:
     from PIL import Image
 
-    def decode(item: bytes) -> Array:
-        with Image.open(io.BytesIO(item)) as picture:
-            return np.asarray(picture)
+    def decode(items: list[bytes]) -> list[Array]:
+        found = []
+        for item in items:
+            with Image.open(io.BytesIO(item)) as picture:
+                found.append(np.asarray(picture))
+        return found
 
-    with ThreadPoolExecutor() as pool:
-        decoded = list(pool.map(decode, encoded))
+    # one task per picture would cost more than decoding it
+    parts = [encoded[at : at + 512] for at in range(0, len(encoded), 512)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        decoded = [picture for part in pool.map(decode, parts) for picture in part]
     shapes = sorted({picture.shape for picture in decoded})
     if len(shapes) != 1 or decoded[0].dtype != np.uint8 or len(shapes[0]) not in (2, 3):
         raise ValueError(

@@ -17,11 +17,11 @@ _T95 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % confidence interval, `mean ± half`, over `count` values."""
+    """A mean and its 95 % confidence interval, `mean ± half`, over `n` values."""
 
     mean: float
     half: float
-    count: int
+    n: int
 
     def __str__(self) -> str:
         return f"{self.mean:.4g} ± {self.half:.2g}"
@@ -36,14 +36,14 @@ def mean_interval(values: Tensor | Sequence[float] | np.ndarray[Any, Any]) -> In
         values: one number per episode.
 
     Returns:
-        `Interval(mean, half, count)`; `half` is NaN for a single value.
+        `Interval(mean, half, n)`; `half` is NaN for a single value.
 
     Raises:
         ValueError: no values, more than one dimension, or values that are not finite.
 
     Example:
         >>> mean_interval([0.8, 0.9, 1.0, 0.9])
-        Interval(mean=0.9, half=0.1299..., count=4)
+        Interval(mean=0.9, half=0.1299..., n=4)
         >>> print(mean_interval([0.8, 0.9, 1.0, 0.9]))
         0.9 ± 0.13
     """
