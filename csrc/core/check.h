@@ -33,7 +33,16 @@ struct View {
 
 struct DTypeCodes {
   int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64(), bf16 = aoti_torch_dtype_bfloat16(),
-          f16 = aoti_torch_dtype_float16(), i64 = aoti_torch_dtype_int64();
+          f16 = aoti_torch_dtype_float16(), i64 = aoti_torch_dtype_int64(), boolean = aoti_torch_dtype_bool();
+};
+
+// A View with its sizes, for ops that take whole tensors: contiguous ones.
+struct ShapedView : View {
+  int64_t dims = 0;
+  const int64_t* sizes = nullptr;  // as long as the tensor lives
+  bool contiguous = true;
+
+  int64_t size(int64_t d) const { return d < dims ? sizes[d] : 1; }
 };
 
 inline const DTypeCodes& dtype_codes() {
@@ -56,6 +65,13 @@ class Args {
   View optional_tensor() {
     const auto handle = torch::stable::detail::to<std::optional<AtenTensorHandle>>(next());
     return handle ? hold(*handle) : View{};
+  }
+
+  ShapedView shaped() { return look_at_shape(torch::stable::detail::to<AtenTensorHandle>(next())); }
+
+  ShapedView optional_shaped() {
+    const auto handle = torch::stable::detail::to<std::optional<AtenTensorHandle>>(next());
+    return handle ? look_at_shape(*handle) : ShapedView{};
   }
 
   // The list's tensors stay alive through the caller, so that a pointer is all that is kept.
@@ -111,6 +127,21 @@ class Args {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &v.data));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &v.numel));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &v.dtype));
+    return v;
+  }
+
+  ShapedView look_at_shape(AtenTensorHandle handle) {
+    ShapedView v;
+    static_cast<View&>(v) = hold(handle);
+    int64_t *sizes, *strides;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &v.dims));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+    v.sizes = sizes;
+    int64_t step = 1;
+    for (int64_t d = v.dims; d-- > 0; step *= sizes[d])
+      v.contiguous = v.contiguous && (sizes[d] == 1 || strides[d] == step);
+    v.contiguous = v.contiguous || v.numel == 0;
     return v;
   }
 

@@ -300,6 +300,10 @@ double squares(StreamRef g, int64_t size) {
 
 }  // namespace
 
+// inner_loop_kernels.cpp
+std::unique_ptr<AnyEngine> make_engine_float(const Program&, const EngineSettings&);
+std::unique_ptr<AnyEngine> make_engine_double(const Program&, const EngineSettings&);
+
 extern const Kernels table;
 const Kernels table = {
     MF_STRING(MF_ISA),
@@ -309,6 +313,8 @@ const Kernels table = {
 #undef X
     },
     squares,
+    make_engine_float,
+    make_engine_double,
 };
 
 }  // namespace mf::cpu::MF_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/step.h"
+#include "../layers/engine_request.h"
 #include "../rules/all.h"
 
 namespace mf::cpu {
@@ -15,6 +16,7 @@ struct Kernels {
   const char* isa;
   ChunkFn chunk[static_cast<int>(RuleId::count)];
   SquaresFn squares;
+  MakeEngine engine_f32, engine_f64;
 };
 
 const Kernels& kernels();  // the best that this machine runs

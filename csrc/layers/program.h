@@ -69,7 +69,7 @@ struct Program {
 namespace program_detail {
 
 constexpr int64_t kMagic = 0x4d46, kVersion = 1, kHeader = 16, kValue = 4, kParam = 8, kInstruction = 24;
-constexpr int64_t kMaxCount = 1 << 16;           // values, parameters, instructions
+constexpr int64_t kMaxCount = 1 << 16;              // values, parameters, instructions
 constexpr int64_t kMaxElements = int64_t{1} << 40;  // of one map or parameter: no product below overflows
 
 [[noreturn]] inline void fail(const std::string& what) { throw std::invalid_argument("program: " + what); }
@@ -111,7 +111,8 @@ class Checker {
     if (takes_attribute(i.op)) {
       require(row[6] >= 0 && row[6] < attribute_count_, name_ + " names an attribute that is not there");
       i.attribute = attributes_[row[6]];
-      require(i.attribute == i.attribute && i.attribute - i.attribute == 0, name_ + " has an attribute that is not finite");
+      require(i.attribute == i.attribute && i.attribute - i.attribute == 0,
+              name_ + " has an attribute that is not finite");
     }
     require(!defined_[i.out], name_ + " writes value " + std::to_string(i.out) + ", which is there already");
     require(defined_[i.in0] && (i.in1 < 0 || defined_[i.in1]), name_ + " reads a value that no earlier one writes");
@@ -149,7 +150,8 @@ class Checker {
     int k = 0;
     for (const int64_t d : dims)
       require(have.dims[k++] == d, name_ + ": parameter " + std::to_string(which) + " has the wrong shape");
-    for (; k < 4; ++k) require(have.dims[k] == 1, name_ + ": parameter " + std::to_string(which) + " has the wrong shape");
+    for (; k < 4; ++k)
+      require(have.dims[k] == 1, name_ + ": parameter " + std::to_string(which) + " has the wrong shape");
     same_use(which, i);
   }
 
@@ -174,7 +176,8 @@ class Checker {
       for (int k = 0; k < 7; ++k) same = same && first->ints[k] == i.ints[k];
     if (i.op == Opcode::linear || i.op == Opcode::layer_norm || i.op == Opcode::conv2d)
       same = same && a.c == b.c && (i.op == Opcode::conv2d || (a.h == b.h && a.w == b.w));
-    require(same, name_ + " shares parameter " + std::to_string(which) + " with an instruction of another kind or shape");
+    require(same,
+            name_ + " shares parameter " + std::to_string(which) + " with an instruction of another kind or shape");
   }
 
   void window(const Instruction& i, const ValueInfo& x, int64_t out_channels) {
@@ -215,7 +218,9 @@ class Checker {
                 name_ + ": its statistics lie outside stats");
         affine(i, x.c);
         break;
-      case Opcode::layer_norm: affine(i, x.numel()); break;
+      case Opcode::layer_norm:
+        affine(i, x.numel());
+        break;
       case Opcode::group_norm:
         require(i.ints[0] >= 1 && x.c % i.ints[0] == 0, name_ + ": groups do not divide the channels");
         affine(i, x.c);
@@ -232,13 +237,17 @@ class Checker {
         match(y, x.c, x.h, x.w);
         break;
       }
-      case Opcode::dropout: require(i.attribute >= 0 && i.attribute < 1, name_ + ": p must be in [0, 1)"); [[fallthrough]];
+      case Opcode::dropout:
+        require(i.attribute >= 0 && i.attribute < 1, name_ + ": p must be in [0, 1)");
+        [[fallthrough]];
       case Opcode::relu:
       case Opcode::gelu:
       case Opcode::tanh:
       case Opcode::sigmoid:
       case Opcode::silu:
-      case Opcode::leaky_relu: match(y, x.c, x.h, x.w); break;
+      case Opcode::leaky_relu:
+        match(y, x.c, x.h, x.w);
+        break;
       case Opcode::embed_mean: {
         require(i.weight >= 0 && i.bias < 0, name_ + " has a weight and no bias");
         const int64_t rows = p_.params[i.weight].dims[0];
@@ -276,7 +285,8 @@ inline Program parse_program(const int64_t* data, int64_t size, const double* at
           "not a program of version " + std::to_string(kVersion) + "; build it with metafast.innerloop");
   const int64_t values = data[2], params = data[3], instructions = data[4];
   require(values >= 2 && values <= kMaxCount && params >= 0 && params <= kMaxCount && instructions >= 1 &&
-              instructions <= kMaxCount && size == kHeader + values * kValue + params * kParam + instructions * kInstruction,
+              instructions <= kMaxCount &&
+              size == kHeader + values * kValue + params * kParam + instructions * kInstruction,
           "its size does not fit its header");
   require(attribute_count >= 1, "attributes[0] must be the label smoothing");
   Program p;

@@ -1,0 +1,368 @@
+// The layers of a program as nodes: each turns the values and parameters of a pass into the pointers that a layer's own
+// header takes. A layer is added here by one class and one case in engine_build.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "layers/activation.h"
+#include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/elementwise.h"
+#include "layers/embedding.h"
+#include "layers/group_norm.h"
+#include "layers/map.h"
+#include "layers/norm.h"
+#include "layers/norm_pool.h"
+#include "layers/pool.h"
+#include "layers/team.h"
+
+namespace mf {
+inline namespace MF_ISA {
+
+// Everything that a node reads and writes while one task's examples go through it.
+template <class T>
+struct Pass {
+  int64_t n = 0;                      // valid examples
+  const int64_t* examples = nullptr;  // their positions in the task's original order
+  const int64_t* tokens = nullptr;
+  T** x = nullptr;    // values
+  T** dx = nullptr;   // their cotangents
+  T** xt = nullptr;   // tangents; null where a value does not depend on adapted weights
+  T** dxt = nullptr;  // tangents of the cotangents
+  T** aux = nullptr;  // by node
+  uint8_t** bytes = nullptr;
+  const T* w = nullptr;      // θ_k, adapted parameters
+  const T* w0 = nullptr;     // θ_0, all parameters: where the frozen ones are read
+  const T* wt = nullptr;     // tangent of the adapted parameters
+  T* dw = nullptr;           // what backward passes write or add to
+  const T* stats = nullptr;  // fixed statistics
+  uint64_t seed = 0, task = 0, step = 0;
+  T* scratch = nullptr;
+  Team* team = nullptr;
+};
+
+// A parameter in the packed vector. Adapted ones come first, so that θ_k holds no frozen ones.
+struct Slot {
+  int64_t at = -1;
+  bool adapted = false;
+
+  explicit operator bool() const { return at >= 0; }
+  template <class T>
+  const T* value(const Pass<T>& p) const {
+    return at < 0 ? nullptr : (adapted ? p.w : p.w0) + at;
+  }
+  template <class T>
+  const T* tangent(const Pass<T>& p) const {
+    return at < 0 || !adapted ? nullptr : p.wt + at;
+  }
+  template <class T>
+  T* grad(const Pass<T>& p, bool wanted) const {
+    return at < 0 || !wanted ? nullptr : p.dw + at;
+  }
+};
+
+// What one node's backward has to give in one kind of pass, and whether it adds to what others gave.
+struct Want {
+  bool x0 = false, x1 = false, w = false, b = false;
+  bool add_x0 = false, add_x1 = false, add_w = false, add_b = false;
+};
+
+template <class T>
+class Node {
+ public:
+  int in0 = 0, in1 = -1, out = 0, index = 0;  // index: which of the pass's aux and bytes are its own
+  int instruction = 0;
+  Slot weight, bias;
+  int weight_param = -1, bias_param = -1;
+  // What its passes read of its input after forward, so that others' memory may be reused.
+  bool backward_reads_x = true, tangent_reads_x = true;
+
+  virtual ~Node() = default;
+  virtual int64_t aux_size() const { return 0; }  // for as many examples as the maps have
+  virtual int64_t byte_size() const { return 0; }
+  virtual int64_t scratch_size() const { return 0; }
+  virtual bool is_random() const { return false; }
+  virtual bool has_batch_stats() const { return false; }
+  virtual void batch_stats(const Pass<T>&, double*, double*) const {}
+  virtual int64_t stats_at() const { return -1; }  // where its fixed or running statistics lie
+
+  virtual void forward(const Pass<T>& p) const = 0;
+  // d is the pass's table of cotangents: dx, or dxt where nothing upstream has a tangent.
+  virtual void backward(const Pass<T>& p, const Want& want, T** d) const = 0;
+  virtual void tangent(const Pass<T>& p) const = 0;
+  virtual void backward_tangent(const Pass<T>& p, const Want& want) const = 0;
+
+ protected:
+  T* wanted_x0(T** d, const Want& want) const { return want.x0 ? d[in0] : nullptr; }
+};
+
+template <class T>
+class ConvNode final : public Node<T> {
+ public:
+  ConvNode(const Map& x, const Map& y, const Geometry& g, const Map& dy, const Map& dx)
+      : dy_(dy), conv(x, y, g, dy, dx) {}
+
+  int64_t scratch_size() const override { return conv.scratch_size(); }
+
+  void forward(const Pass<T>& p) const override {
+    const ConvTerm<T> term{p.x[this->in0], this->weight.value(p)};
+    conv.forward(&term, 1, this->bias.value(p), p.x[this->out], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    const T* dy = d[this->out];
+    if (want.w) {
+      const ConvTerm<T> term{p.x[this->in0], dy};
+      conv.backward_weight(&term, 1, this->weight.grad(p, true), want.add_w, p.n, *p.team);
+    }
+    if (want.b) sum_channels(dy_, dy, this->bias.grad(p, true), want.add_b, p.n);
+    if (want.x0) {
+      const ConvTerm<T> term{dy, this->weight.value(p)};
+      conv.backward_input(&term, 1, d[this->in0], want.add_x0, p.n, *p.team, p.scratch);
+    }
+  }
+  void tangent(const Pass<T>& p) const override {
+    const ConvTerm<T> terms[] = {{p.xt[this->in0], this->weight.value(p)}, {p.x[this->in0], this->weight.tangent(p)}};
+    conv.forward(terms, 2, this->bias.tangent(p), p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    const T *dy = p.dx[this->out], *dyt = p.dxt[this->out];
+    if (want.w) {
+      const ConvTerm<T> terms[] = {{p.xt[this->in0], dy}, {p.x[this->in0], dyt}};
+      conv.backward_weight(terms, 2, this->weight.grad(p, true), want.add_w, p.n, *p.team);
+    }
+    if (want.b) sum_channels(dy_, dyt, this->bias.grad(p, true), want.add_b, p.n);
+    if (want.x0) {
+      const ConvTerm<T> terms[] = {{dyt, this->weight.value(p)}, {dy, this->weight.tangent(p)}};
+      conv.backward_input(terms, 2, p.dxt[this->in0], want.add_x0, p.n, *p.team, p.scratch);
+    }
+  }
+
+ private:
+  Map dy_;
+
+ public:
+  Conv2d<T> conv;
+};
+
+template <class T>
+class BatchNormNode final : public Node<T> {
+ public:
+  BatchNorm<T> layer;
+  int64_t offset = 0;         // of its statistics in the op's tensors
+  int64_t packed_offset = 0;  // of its fixed statistics in the engine's
+
+  int64_t aux_size() const override { return layer.aux_size(); }
+  bool has_batch_stats() const override { return !layer.fixed; }
+  void batch_stats(const Pass<T>& p, double* mean, double* var) const override {
+    layer.batch_stats(p.aux[this->index], p.n, mean, var);
+  }
+  int64_t stats_at() const override { return offset; }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p),
+                  layer.fixed ? p.stats + packed_offset : nullptr, p.x[this->out], p.aux[this->index], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], d[this->out], this->wanted_x0(d, want),
+                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
+                          this->weight.tangent(p), this->bias.tangent(p), p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
+                           this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], this->wanted_x0(p.dxt, want),
+                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n,
+                           *p.team);
+  }
+};
+
+// GROUP_NORM and LAYER_NORM.
+template <class T>
+class GroupNormNode final : public Node<T> {
+ public:
+  GroupNorm<T> layer;
+
+  int64_t aux_size() const override { return layer.aux_size(); }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p), p.x[this->out], p.aux[this->index], p.n,
+                  *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], d[this->out], this->wanted_x0(d, want),
+                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
+                          this->weight.tangent(p), this->bias.tangent(p), p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
+                           this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], this->wanted_x0(p.dxt, want),
+                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n,
+                           *p.team);
+  }
+};
+
+// BATCH_NORM, RELU and perhaps MAX_POOL 2x2 in one.
+template <class T>
+class NormPoolNode final : public Node<T> {
+ public:
+  NormPool<T> layer;
+  int64_t offset = 0, packed_offset = 0;
+
+  int64_t aux_size() const override { return layer.aux_size(); }
+  int64_t byte_size() const override { return layer.byte_size(); }
+  bool has_batch_stats() const override { return !layer.fixed; }
+  void batch_stats(const Pass<T>& p, double* mean, double* var) const override {
+    layer.batch_stats(p.aux[this->index], p.n, mean, var);
+  }
+  int64_t stats_at() const override { return offset; }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p),
+                  layer.fixed ? p.stats + packed_offset : nullptr, p.x[this->out], p.aux[this->index],
+                  p.bytes[this->index], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index], d[this->out],
+                   this->wanted_x0(d, want), want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b),
+                   want.add_w, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index],
+                          p.xt[this->in0], this->weight.tangent(p), this->bias.tangent(p), p.xt[this->out], p.n,
+                          *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index],
+                           p.xt[this->in0], this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], nullptr,
+                           this->wanted_x0(p.dxt, want), want.add_x0, this->weight.grad(p, want.w),
+                           this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+  }
+};
+
+template <class T>
+class ActivationNode final : public Node<T> {
+ public:
+  Pointwise<T> layer;
+
+  void forward(const Pass<T>& p) const override { layer.forward(p.x[this->in0], p.x[this->out], p.n, *p.team); }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (want.x0) layer.backward(p.x[this->in0], d[this->out], d[this->in0], want.add_x0, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.x[this->in0], p.xt[this->in0], p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    if (want.x0)
+      layer.backward_tangent(p.x[this->in0], p.xt[this->in0], p.dx[this->out], p.dxt[this->out], p.dxt[this->in0],
+                             want.add_x0, p.n, *p.team);
+  }
+};
+
+template <class T>
+class MaxPoolNode final : public Node<T> {
+ public:
+  MaxPool<T> layer;
+  MaxPoolNode() { this->backward_reads_x = this->tangent_reads_x = false; }
+
+  int64_t byte_size() const override { return layer.byte_size(); }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.x[this->in0], p.x[this->out], p.bytes[this->index], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (want.x0) layer.backward(p.bytes[this->index], d[this->out], d[this->in0], want.add_x0, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.bytes[this->index], p.xt[this->in0], p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override { backward(p, want, p.dxt); }
+};
+
+template <class T>
+class AvgPoolNode final : public Node<T> {
+ public:
+  AvgPool<T> layer;
+  AvgPoolNode() { this->backward_reads_x = this->tangent_reads_x = false; }
+
+  void forward(const Pass<T>& p) const override { layer.forward(p.x[this->in0], p.x[this->out], p.n, *p.team); }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (want.x0) layer.backward(d[this->out], d[this->in0], want.add_x0, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override { layer.forward(p.xt[this->in0], p.xt[this->out], p.n, *p.team); }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override { backward(p, want, p.dxt); }
+};
+
+template <class T>
+class AddNode final : public Node<T> {
+ public:
+  Map a, b, y, da, db, dy;
+  AddNode() { this->backward_reads_x = this->tangent_reads_x = false; }
+
+  void forward(const Pass<T>& p) const override {
+    add_maps(a, p.x[this->in0], b, p.x[this->in1], y, p.x[this->out], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (want.x0) copy_map(dy, d[this->out], da, d[this->in0], want.add_x0, p.n, *p.team);
+    if (want.x1) copy_map(dy, d[this->out], db, d[this->in1], want.add_x1, p.n, *p.team);
+  }
+  void tangent(const Pass<T>& p) const override {
+    const T *at = p.xt[this->in0], *bt = p.xt[this->in1];
+    if (at && bt) add_maps(a, at, b, bt, y, p.xt[this->out], p.n, *p.team);
+    else copy_map(at ? a : b, at ? at : bt, y, p.xt[this->out], false, p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override { backward(p, want, p.dxt); }
+};
+
+template <class T>
+class DropoutNode final : public Node<T> {
+ public:
+  double p_drop = 0;
+  Map x, y, dy, dx;
+  DropoutNode() { this->backward_reads_x = this->tangent_reads_x = false; }
+
+  bool is_random() const override { return true; }
+
+  void forward(const Pass<T>& p) const override { apply(p, x, p.x[this->in0], y, p.x[this->out], false); }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (want.x0) apply(p, dy, d[this->out], dx, d[this->in0], want.add_x0);
+  }
+  void tangent(const Pass<T>& p) const override { apply(p, x, p.xt[this->in0], y, p.xt[this->out], false); }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override { backward(p, want, p.dxt); }
+
+ private:
+  void apply(const Pass<T>& p, const Map& from, const T* in, const Map& to, T* out, bool add) const {
+    const DropoutKey key{p.seed, p.task, p.step, static_cast<uint64_t>(this->instruction)};
+    dropout(p_drop, key, p.examples, from, in, to, out, add, p.n, *p.team);
+  }
+};
+
+template <class T>
+class EmbedMeanNode final : public Node<T> {
+ public:
+  EmbedMean<T> layer;
+  EmbedMeanNode() { this->backward_reads_x = this->tangent_reads_x = false; }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.tokens, this->weight.value(p), p.x[this->out], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    if (!want.w) return;
+    T* dw = this->weight.grad(p, true);
+    if (!want.add_w) std::fill(dw, dw + layer.words * layer.y.cp, T(0));
+    layer.backward(p.tokens, d[this->out], dw, p.n);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward(p.tokens, this->weight.tangent(p), p.xt[this->out], p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override { backward(p, want, p.dxt); }
+};
+
+}  // namespace MF_ISA
+}  // namespace mf
