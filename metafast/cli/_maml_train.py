@@ -133,7 +133,7 @@ def run_name(settings: Settings, plan: Plan, rank: int) -> str:
 def show(console: Console, settings: Settings, result: Evaluation, others: dict[str, Baseline]) -> None:
     """The table: the learner beside what it must beat."""
     unit = "mean squared error" if settings.regression else "test accuracy"
-    table = Table(title=f"{settings.title}: {unit}, 95 % interval over {result.score.count} episodes")
+    table = Table(title=f"{settings.title}: {unit}, 95 % interval over {result.score.n} episodes")
     table.add_column("learner")
     table.add_column(unit, justify="right")
     table.add_column("steps", justify="right")

@@ -10,7 +10,6 @@ from metafast.maml._evaluate import Evaluation, evaluate
 from metafast.maml._learner import MetaLearner
 from metafast.maml._maml import ANIL, BOIL, FOMAML, MAML, MetaSGD
 from metafast.maml._mamlpp import MAMLpp, cosine_schedule
-from metafast.maml._metrics import Interval, interval
 from metafast.maml._protomaml import ProtoMAML
 from metafast.maml._reptile import IMAML, Reptile
 from metafast.maml.baselines import ProtoNet
@@ -38,7 +37,6 @@ __all__ = [
     "IMAML",
     "MAML",
     "Evaluation",
-    "Interval",
     "Learner",
     "MAMLpp",
     "MetaLearner",
@@ -50,5 +48,4 @@ __all__ = [
     "Training",
     "cosine_schedule",
     "evaluate",
-    "interval",
 ]

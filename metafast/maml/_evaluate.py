@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metafast._checks import integer
-from metafast.maml._metrics import Interval, interval
+from metafast.maml._metrics import interval
+from metafast.metrics import Interval
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
@@ -42,18 +43,18 @@ class Evaluation:
 
     def __str__(self) -> str:
         if self.metric == "accuracy":
-            return f"{100 * self.score.mean:.2f} ± {100 * self.score.half_width:.2f} %"
-        return f"{self.score.mean:.4f} ± {self.score.half_width:.4f}"
+            return f"{100 * self.score.mean:.2f} ± {100 * self.score.half:.2f} %"
+        return f"{self.score.mean:.4f} ± {self.score.half:.4f}"
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers, for a record."""
         return {
             "metric": self.metric,
             "mean": self.score.mean,
-            "half_width": self.score.half_width,
-            "episodes": self.score.count,
+            "half_width": self.score.half,
+            "episodes": self.score.n,
             "loss": self.loss.mean,
-            "per_step": [[step.mean, step.half_width] for step in self.per_step],
+            "per_step": [[step.mean, step.half] for step in self.per_step],
             "seconds": round(self.seconds, 3),
         }
 
@@ -76,7 +77,7 @@ def evaluate(
         episodes: batches of tasks, from `metafast.data.episodes`.
         n: episodes (tasks) to measure. Default 600.
         steps: inner steps; default those of the learner.
-        per_step: also measure before adaptation and after every step; each step count is a run of its own.
+        per_step: also measure before adaptation and after every step.
 
     Returns:
         An `Evaluation`.
@@ -89,32 +90,30 @@ def evaluate(
         >>> x, y = torch.randn(8, 10, 4), torch.randint(0, 2, (8, 10))
         >>> tasks = [metafast.data.TaskBatch(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:])]
         >>> result = evaluate(metafast.maml.MAML(torch.nn.Linear(4, 2), steps=2), tasks, n=8, per_step=True)
-        >>> result.score.count, len(result.per_step)
+        >>> result.score.n, len(result.per_step)
         (8, 3)
     """
     n = integer("n", n, minimum=1)
     steps = maml.steps if steps is None else integer("steps", steps, minimum=1)
-    counts = [steps, *range(steps)] if per_step else [steps]
     began = time.perf_counter()
-    found: dict[int, list[Tensor]] = {count: [] for count in counts}
+    found: list[list[Tensor]] = [[] for _ in range(steps + 1 if per_step else 1)]
     losses: list[Tensor] = []
     metric = "accuracy"
     with evaluating(maml):
         for given in first_tasks(episodes, n):
             batch = to_model(maml, given)
-            for count in counts:
-                metrics = maml(batch, steps=count)[1] if count else maml.before(batch)
+            course = maml.trajectory(batch, steps) if per_step else iter([maml(batch, steps=steps)[1]])
+            for values, metrics in zip(found, course, strict=True):
                 metric = "accuracy" if "accuracy" in metrics else "mse"
-                found[count].append(metrics[metric].double().cpu())
-                if count == steps:
-                    losses.append(metrics["loss"].double().cpu())
-    results = {count: torch.cat(values) for count, values in found.items()}
+                values.append(metrics[metric].double().cpu())
+            losses.append(metrics["loss"].double().cpu())
+    results = [torch.cat(values) for values in found]
     return Evaluation(
         metric=metric,
-        score=interval(results[steps]),
+        score=interval(results[-1]),
         loss=interval(torch.cat(losses)),
-        values=results[steps],
-        per_step=[interval(results[count]) for count in sorted(results)] if per_step else [],
+        values=results[-1],
+        per_step=[interval(values) for values in results] if per_step else [],
         seconds=time.perf_counter() - began,
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from metafast._checks import integer
-from metafast.innerloop import InnerLoop
+from metafast.innerloop import SGD, InnerLoop
 from metafast.innerloop._rules import make_rule
 from metafast.maml._clone import Learner
 from metafast.maml._metrics import per_task
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from metafast.innerloop import Outcome
 
 QUERY_STEP = 1_000_000  # dropout masks of a query pass are drawn as for this step and on
-ON_NAN = ("raise", "drop")
+ON_NAN = ("raise", "drop", "ignore")
 
 
 class MetaLearner(nn.Module):
@@ -179,6 +179,41 @@ class MetaLearner(nn.Module):
             step=QUERY_STEP,
         )
         return {"loss": losses, **per_task(logits, batch.query_y, batch.query_mask, batch.classes), "logits": logits}
+
+    @torch.no_grad()
+    def trajectory(self, batch: TaskBatch, steps: int | None = None) -> Iterator[dict[str, Any]]:
+        """The metrics of `forward` before adaptation and after each step, for steps 0 to `steps`.
+
+        Args:
+            batch: as in `forward`.
+            steps: inner steps; default those of the learner.
+
+        Returns:
+            An iterator of metrics. Where the inner optimizer has a memory (momentum, Adam, a rule of its own) every
+            step count is a run of its own; else one run serves all.
+        """
+        steps = self.steps if steps is None else integer("steps", steps, minimum=1)
+        yield self.before(batch)
+        if not (isinstance(self._rule, SGD) and not self._rule.momentum and not self._rule.prox):
+            for count in range(1, steps + 1):
+                yield self(batch, steps=count)[1]
+            return
+        rates, stats, batches = self._rates(steps), self._stats(steps), self._mini_batches(batch, steps, 0)
+        params = self._start(batch.support_x, batch.support_y, batch.support_mask, batch.classes)
+        for step in range(steps):
+            outcome = self._loop()(
+                batch,
+                rates=rates[min(step, len(rates) - 1)][None] if isinstance(rates, Tensor) and rates.dim() else rates,
+                params=params,
+                steps=1,
+                order=0,
+                batches=None if batches is None else batches[:, step : step + 1],
+                stats=None if stats is None else stats[step : step + 2],
+                want_adapted=True,
+                seed=self.seed,
+            )
+            params = outcome.adapted
+            yield self._metrics(batch, outcome)
 
     def adapt(self, x: Tensor, y: Tensor, *, steps: int | None = None) -> nn.Module:
         """The model adapted to one task.

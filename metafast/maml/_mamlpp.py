@@ -137,7 +137,11 @@ class MAMLpp(MetaLearner):
         if training and self.stats is not None:
             with torch.no_grad():
                 share = 1.0 if int(self.stats_seen) == 0 else self.momentum
-                assert outcome.batch_stats is not None
+                if outcome.batch_stats is None:
+                    raise ValueError(
+                        'statistics="per_step" needs the compiled engine, which records them; use statistics="batch" '
+                        f"({self.inner.explain().reason})"
+                    )
                 if outcome.batch_stats.isfinite().all():
                     self.stats.lerp_(outcome.batch_stats.to(self.stats), share)
                     self.stats_seen += 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
@@ -65,24 +65,36 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
         return {key: metrics[key] for key in ("loss", "accuracy", "mse", "dropped") if key in metrics}
     tasks = len(batch) * size if own else len(batch)
     mine = share(tasks)
-    weights = torch.full((mine.stop - mine.start,), 1 / tasks, dtype=torch.float64, device=batch.query_x.device)
-    problem, metrics = None, {}
+    count = mine.stop - mine.start
+    weights = torch.full((count,), 1 / tasks, dtype=torch.float64, device=batch.query_x.device)
+    problem, kept = None, {}
     try:
         loss, metrics = maml(batch if own else batch[mine], task_weights=weights, first_task=mine.start)
         loss.backward()
+        kept = {key: metrics[key].cpu() for key in ("loss", "accuracy", "mse") if key in metrics}
+        kept["dropped"] = [mine.start + task for task in metrics["dropped"]]
     except ValueError as error:  # the others wait for this process: tell them first
         problem = str(error)
-    kept = {key: metrics[key] for key in ("loss", "accuracy", "mse") if key in metrics}
-    kept["dropped"] = [mine.start + task for task in metrics.get("dropped", [])]
+        if maml.on_nan == "drop" and problem.startswith("all "):  # none of its tasks is left; others may have some
+            problem, kept = None, {"dropped": list(range(mine.start, mine.stop))}
     parts: list[Any] = [None] * size
-    dist.all_gather_object(parts, (problem, {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kept.items()}))
+    dist.all_gather_object(parts, (problem, kept))
     problems = [text for text, _ in parts if text is not None]
     if problems:
         raise ValueError(problems[0])
-    merged = {key: torch.cat([part[key] for _, part in parts]) for key in kept if key != "dropped"}
     dropped = [task for _, part in parts for task in part["dropped"]]
-    _add_up(list(maml.parameters()), tasks / (tasks - len(dropped)) if len(dropped) < tasks else 0.0)
+    if len(dropped) == tasks:
+        raise ValueError(f"all {tasks} tasks have losses that are not finite; lower inner_lr or the meta rate")
+    left = count - len(kept["dropped"])
+    # the learner's loss is the mean over what is left of its share, times its share of all tasks
+    _add_up(list(maml.parameters()), left / (tasks - len(dropped)) * tasks / count)
     _average_buffers(maml)
+    names = next(part.keys() for _, part in parts if len(part) > 1)
+    merged: dict[str, Any] = {
+        key: torch.cat([part[key] if key in part else torch.full((count,), torch.nan) for _, part in parts])
+        for key in names
+        if key != "dropped"
+    }
     return {**merged, "dropped": dropped}
 
 
@@ -94,8 +106,9 @@ def _add_up(parameters: list[nn.Parameter], scale: float) -> None:
         by_dtype.setdefault((grad.dtype, grad.device), []).append(index)
     for members in by_dtype.values():
         flat = torch.cat([grads[index].reshape(-1) for index in members])
+        flat = flat * scale
         dist.all_reduce(flat)
-        parts = (flat * scale).split([grads[index].numel() for index in members])
+        parts = flat.split([grads[index].numel() for index in members])
         for index, part in zip(members, parts, strict=True):
             learned[index].grad = part.view_as(learned[index])
 

@@ -6,7 +6,7 @@ Each baseline is an algorithm of this package, so `evaluate` and `Trainer` take 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,11 @@ class ProtoNet(ProtoMAML):
             layer.bias.copy_(start[f"{self.head}.bias"][0])
         self._finish_copy(model, 1)
         return model
+
+    def trajectory(self, batch: TaskBatch, steps: int | None = None) -> Iterator[dict[str, Any]]:
+        """Its metrics twice: there are no steps."""
+        for _ in range(2):
+            yield self(batch)[1]
 
     def _masked(self, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(self._features(x[mask]), weight, bias)
@@ -259,7 +264,7 @@ def run_baselines(
     results: dict[str, Baseline] = {}
 
     def finish(name: str, learner: MetaLearner, **settings: Any) -> None:
-        result = evaluate(learner, test, episodes, per_step=per_step and learner.steps <= 20)
+        result = evaluate(learner, test, episodes, per_step=per_step and 1 < learner.steps <= 20)
         results[name] = Baseline(BASELINES[name], result, settings)
         if done is not None:
             done(results[name])

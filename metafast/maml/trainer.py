@@ -306,7 +306,7 @@ class Trainer:
         if run is not None:
             names = {
                 f"val_{result.metric}": result.score.mean,
-                "val_half_width": result.score.half_width,
+                "val_half_width": result.score.half,
                 "val_loss": result.loss.mean,
             }
             run.log(step=state.step, **names)
