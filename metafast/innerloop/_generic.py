@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,7 @@ class Generic:
 
     def __post_init__(self) -> None:
         self.norms = norm_layers(self.model)
+        self.recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
         self.inside = [name in self.layout.adapted for name in self.layout.names]
 
     # ---- the model as a function
@@ -108,7 +110,11 @@ class Generic:
 
     def call(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         """Logits by kernels that can be differentiated twice: fused attention and cuDNN's recurrent layers cannot."""
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False, deterministic=None):
+        with ExitStack() as contexts:
+            contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.recurrent and x.is_cuda:
+                tf32 = torch.backends.cudnn.allow_tf32
+                contexts.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32))
             return _tensor(functional_call(self.model, (params, buffers), (x,)))
 
     def split(self, params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -160,9 +166,8 @@ class Generic:
             key = None if task is None else rounding_key(call.seed, call.first_task + task, step)
             stats = None if call.stats is None else call.stats[k if len(call.stats) > 1 else 0]
             z = self.forward(self.join(theta, others), {n: b.clone() for n, b in buffers.items()}, x, stats, key)
-            if "classes" in data:
-                z = z[:, : int(data["classes"])]
-            return self.judge(z, y, f"{which}_y", task), z
+            open_z = z[:, : int(data["classes"])] if "classes" in data else z
+            return self.judge(open_z, y, f"{which}_y", task), z
 
         for k in range(call.steps + 1):
             if wanted[k] != 0 or k == call.steps:
@@ -281,7 +286,7 @@ class Generic:
                 into_x[t][slice(None) if mask is None else mask[t]] = grads[f"{which}_x"]
 
     def stack(self, result: Result, reports: list[dict[str, Tensor]], call: Call) -> None:
-        """The tables of an outcome from those of the tasks; padding and closed classes get logits 0."""
+        """The tables of an outcome from those of the tasks; padding gets logits 0."""
         for key in ("task_losses", "support_losses", "query_losses"):
             setattr(result, key, torch.stack([report[key] for report in reports]))
         if call.want_adapted:
@@ -354,9 +359,8 @@ class Generic:
                 row = None if stats is None else stats[0]
                 own = {n: b.clone() for n, b in buffers.items()}
                 z = self.forward(self.layout.unflatten(flat), own, x[t][rows], row, key)
-                if classes is not None:
-                    z = z[:, : int(classes[t])]
-                value = self.judge(z, y[t][rows], "y", t)
+                open_z = z if classes is None else z[:, : int(classes[t])]
+                value = self.judge(open_z, y[t][rows], "y", t)
                 (g,) = torch.autograd.grad(value, flat, create_graph=differentiable)
             losses.append(value if differentiable else value.detach())
             logits.append(z.detach())
@@ -366,13 +370,11 @@ class Generic:
 
 def pad_logits(parts: list[Tensor], examples: int, mask: Tensor | None) -> Tensor:
     """`[T, N, C]` of the logits of each task's valid examples, 0 elsewhere."""
-    width = max(part.shape[1] for part in parts)
-    full = parts[0].new_zeros(len(parts), examples, width)
+    if mask is None:
+        return torch.stack(parts)
+    full = parts[0].new_zeros(len(parts), examples, parts[0].shape[1])
     for t, part in enumerate(parts):
-        if mask is None:
-            full[t, :, : part.shape[1]] = part
-        else:
-            full[t, mask[t], : part.shape[1]] = part
+        full[t, mask[t]] = part
     return full
 
 

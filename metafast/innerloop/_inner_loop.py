@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -125,6 +126,7 @@ class InnerLoop:
             v: Generic(model, self.layout, self._function, self._loss is Loss.CROSS_ENTROPY, batch_norm, v) for v in (False, True)
         }
         self._constants: dict[Any, Tensor] = {}
+        self._last_only: dict[int, Tensor] = {}
 
     def __call__(
         self,
@@ -194,7 +196,7 @@ class InnerLoop:
             rates=chosen_rates.detach().contiguous(),
             batches=arguments.make_batches(batches, tasks, steps, batch.support_x.shape[1], device),
             stats=self._stats(engine, arguments.make_stats(stats, steps, norm_width, like)),
-            query_weights=arguments.make_query_weights(query_weights, steps),
+            query_weights=self._query_weights(query_weights, steps),
             task_weights=arguments.make_task_weights(task_weights, tasks, device),
             steps=steps,
             order=order,
@@ -467,6 +469,13 @@ class InnerLoop:
             return self._constants[key]
         return arguments.make_rates(rates, per, steps, self.layout, like)
 
+    def _query_weights(self, weights: Any, steps: int) -> Tensor:
+        if weights is not None:
+            return arguments.make_query_weights(weights, steps)
+        if steps not in self._last_only:
+            self._last_only[steps] = arguments.make_query_weights(None, steps)
+        return self._last_only[steps]
+
     def _starts(self, params: Mapping[str, Tensor], own: list[Tensor], tasks: int) -> list[Tensor]:
         found = self.layout.tasks_of(params)
         if found is not None and found != tasks:
@@ -515,7 +524,7 @@ class InnerLoop:
         """The weighted mean of the task losses, and the tasks that were dropped from it."""
         losses = result.task_losses
         loss = losses.mean() if share is None else (torch.where(share != 0, losses, 0) * share.to(losses.dtype)).sum()
-        if self.on_nan == "ignore" or bool(loss.isfinite()):
+        if self.on_nan == "ignore" or math.isfinite(loss.item()):
             return loss, []
         wrong = ~losses.isfinite() if share is None else ~losses.isfinite() & (share != 0)
         dropped = [int(t) for t in wrong.nonzero().flatten()]
@@ -538,20 +547,27 @@ class InnerLoop:
         extra = [(source, grad) for source, grad in extra if grad is not None and source.requires_grad]
         inputs = [*starts, *(source for source, _ in extra)]
         kept = [result.grad_weights, *(grad for _, grad in extra)]
-        return Attach.apply(loss, partial(_finish, self.layout.sizes, [s.shape for s in starts], [s.requires_grad for s in starts]), kept, *inputs)  # type: ignore[no-any-return]
+        finish = partial(_finish, self.layout.sizes, [s.shape for s in starts], [s.requires_grad for s in starts])
+        attached: Tensor = Attach.apply(loss, finish, kept, *inputs)
+        return attached
 
     def _by_hook(self, engine: Engine, call: Call, starts: list[Tensor], batch: TaskBatch) -> Outcome:
         source = self._generic[False] if isinstance(engine, Generic) else engine
         weights = torch.cat([s.reshape(-1) if s.dim() == len(shape) else s.reshape(len(s), -1) for s, shape in
                              zip(_expanded(starts, self.layout, batch.tasks), self.layout.shapes.values(), strict=True)], -1)  # fmt: skip
         outcome = run_hook(source, call, weights, batch, self.layout)
-        loss, dropped = self._meta_loss(Result(outcome.task_losses, *[outcome.logits] * 3), call.task_weights, batch)
-        if dropped:
-            kept = [t for t in range(batch.tasks) if t not in set(dropped)]
-            raise ValueError(f"tasks {dropped} have losses that are not finite, and a hook cannot drop them; pass batches of tasks {kept}")
-        del loss
-        adapted = None if outcome.adapted is None else outcome.adapted
-        return replace(outcome, adapted=adapted)
+        _, dropped = self._meta_loss(Result(outcome.task_losses, *[outcome.logits] * 3), call.task_weights, batch)
+        if not dropped:
+            return outcome
+        # Autograd went through all tasks at once: those with NaN are taken out of the batch.
+        kept = [t for t in range(batch.tasks) if t not in set(dropped)]
+        share = torch.full((batch.tasks,), 1 / batch.tasks, dtype=torch.float64, device=weights.device)
+        share = share if call.task_weights is None else call.task_weights
+        part = replace(call, task_weights=share[kept] * (share.sum() / share[kept].sum()))
+        if call.batches is not None and call.batches.dim() == 3:
+            part.batches = call.batches[kept]
+        rest = run_hook(source, part, weights if weights.dim() == 1 else weights[kept], _tasks(batch, kept), self.layout)
+        return replace(outcome, loss=rest.loss, dropped=dropped)
 
     def _quiet(self) -> InnerLoop:
         """The same loop that lets losses be what they are: for adaptation alone."""
@@ -600,6 +616,13 @@ def _plain(batch: TaskBatch) -> TaskBatch:
     if all(v is None or v.is_contiguous() and not v.requires_grad for v in values.values()):
         return batch
     return TaskBatch(**{f: None if v is None else v.detach().contiguous() for f, v in values.items()})
+
+
+def _tasks(batch: TaskBatch, kept: list[int]) -> TaskBatch:
+    from metafast.data import TaskBatch
+
+    values = {f: getattr(batch, f) for f in TaskBatch.__dataclass_fields__}
+    return TaskBatch(**{f: None if v is None else v[kept] for f, v in values.items()})
 
 
 def _width(norms: Sequence[Any]) -> int:

@@ -538,7 +538,7 @@ _HANDLERS: dict[Any, Callable[..., Tensor]] = {
 } | {function: _other_dropout for function in (F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)}
 _FREE: set[Any] = {
     getattr(Tensor, name).__get__
-    for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout", "is_leaf", "grad_fn")
+    for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "is_nested", "layout", "is_leaf", "grad_fn")
 }
 _FREE_NAMES = {"size", "dim", "numel", "is_floating_point", "is_contiguous", "stride", "__len__", "get_device",
                "element_size", "is_complex", "type", "nelement"}  # fmt: skip
