@@ -1,4 +1,4 @@
-"""The learning experiments run from their recipes, resume by seed, never choose on test classes, and say what missed."""
+"""Learning experiments run from their recipes, resume by seed, never choose on test classes, and say what missed."""
 
 from __future__ import annotations
 
