@@ -20,6 +20,7 @@ struct ConvTerm {
 namespace conv {
 
 constexpr int kMaxTerms = 2;
+constexpr int64_t kTablePositions = 384;  // a table covers as many images as have these
 constexpr int64_t kBlockPositions = 192;  // what they read and write stays in the L2 cache for all panels
 constexpr int64_t kRunBytes = 16384;      // of a panel, half of the smallest L1 cache
 
@@ -36,16 +37,16 @@ struct Positions {
   // The images of a call with n examples: chunks of at most `images`.
   Tiles chunks(int64_t n) const { return {per_image ? n : 0, images}; }
   static int64_t images_for(int64_t per_image, int64_t n) {
-    return per_image ? std::min(std::max<int64_t>(n, 1), (kBlockPositions + per_image - 1) / per_image) : 1;
+    return per_image ? std::min(std::max<int64_t>(n, 1), (kTablePositions + per_image - 1) / per_image) : 1;
   }
 };
 
-// Blocks of about kBlockPositions positions: calls f(first image, first position, last position) for each.
+// Blocks of at most `most` positions: calls f(first image, first position, last position) for each.
 template <class F>
-void for_each_block(const Positions& p, int64_t n, Team& team, const F& f) {
+void for_each_block(const Positions& p, int64_t n, int64_t most, Team& team, const F& f) {
   const Tiles chunks = p.chunks(n);
   const int64_t largest = (chunks.size + (chunks.larger > 0)) * p.per_image;
-  const int64_t parts = std::max<int64_t>(1, largest / kBlockPositions);
+  const int64_t parts = (largest + most - 1) / most;
   team.run(chunks.count * parts, [&](int64_t block) {
     const int64_t chunk = block / parts, part = block % parts, image = chunks.begin(chunk);
     const int64_t positions = (chunks.begin(chunk + 1) - image) * p.per_image;

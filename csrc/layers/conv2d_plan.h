@@ -124,7 +124,7 @@ template <class T>
 void Conv2d<T>::forward(const Term* terms, int count, const T* bias, T* y, int64_t n, Team& team) const {
   std::array<Term, conv::kMaxTerms> term;
   const int kept = compact(terms, count, &term);
-  conv::for_each_block(forward_, n, team, [&](int64_t image, int64_t first, int64_t last) {
+  conv::for_each_block(forward_, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
     std::array<Term, conv::kMaxTerms> here = term;
     for (auto& t : here) t.a += image * forward_.in_image;
     T* out = y + image * forward_.out_image;
@@ -159,7 +159,7 @@ void Conv2d<T>::backward_input(const Term* terms, int count, T* dx, bool accumul
     for (int t = 0; t < kept; ++t) term[static_cast<size_t>(t)].b = scratch + t * transposed_size_;
   }
   for (const Class& c : classes_)
-    conv::for_each_block(c.positions, n, team, [&](int64_t image, int64_t first, int64_t last) {
+    conv::for_each_block(c.positions, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
       std::array<Term, conv::kMaxTerms> here = term;
       for (auto& t : here) t.a += image * c.positions.in_image;
       T* out = dx + image * c.positions.out_image;
@@ -186,14 +186,24 @@ void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumu
     return;
   }
   // Work is divided over rows of the result, never over positions: the order of the sums stays.
-  const int64_t per_group = depthwise_ ? y_.cp / Vec<T>::kLanes : conv::outer_tiles<T>(co_, rows());
-  const int64_t tiles = depthwise_ ? per_group : g_.groups * per_group;
-  const int64_t parts = team.threads() > 1 ? std::min<int64_t>(tiles, 4 * team.threads()) : 1;
+  const int64_t positions = weight_.per_image * n;
+  const bool exact = forward_shape(0).exact, many = positions >= conv::kFewPositions && rows() >= conv::kPackedRows;
+  // Positions less than four lines apart do not collide.
+  const bool copies_a = many && g_.groups == 1 && ci_ >= kLanePad && x_.cp == padded_channels(ci_) &&
+                        g_.sw * x_.cp * static_cast<int64_t>(sizeof(T)) >= 256;
+  const auto shape = [&](int64_t g) {
+    return conv::OuterShape{forward_shape(g), rows(), ci_, copies_a, many || !exact};
+  };
+  const int64_t per_group = depthwise_ ? y_.cp / Vec<T>::kLanes : shape(0).units(Vec<T>::kLanes);
+  const int64_t units = depthwise_ ? per_group : g_.groups * per_group;
+  const int64_t parts = team.threads() > 1 ? std::min<int64_t>(units, 4 * team.threads()) : 1;
+  const int64_t most =
+      packed_size_ * static_cast<int64_t>(sizeof(T)) <= (256 << 10) ? conv::kOuterPart : conv::kOuterPositions;
   team.run(parts, [&](int64_t part) {
     Team alone;
-    const int64_t from = tiles * part / parts, to = tiles * (part + 1) / parts;
+    const int64_t from = units * part / parts, to = units * (part + 1) / parts;
     bool adds = accumulate;
-    conv::for_each_block(weight_, n, alone, [&](int64_t image, int64_t first, int64_t last) {
+    conv::for_each_block(weight_, n, most, alone, [&](int64_t image, int64_t first, int64_t last) {
       std::array<Term, conv::kMaxTerms> here = term;
       for (auto& t : here) t.a += image * weight_.in_image, t.b += image * weight_.out_image;
       const conv::Position* at = weight_.at.data() + first;
@@ -203,8 +213,8 @@ void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumu
                                       dw);
       } else {
         for (int64_t g = from / per_group; g * per_group < to; ++g)
-          conv::outer_block(at, last - first, offset_, here.data(), kept, forward_shape(g), adds, dw + g * group_size_,
-                            from - g * per_group, to - g * per_group);
+          conv::outer_block(at, last - first, offset_, here.data(), kept, shape(g), adds, dw + g * group_size_,
+                            std::max<int64_t>(from - g * per_group, 0), std::min(to - g * per_group, per_group));
       }
       adds = true;
     });
