@@ -208,7 +208,7 @@ def _gather(plan: Plan, key: Array, at: Array, slot: Array, place: Array, turned
             every, channels = np.arange(len(picked))[:, None, None, None], np.arange(plan.shape[0])[:, None, None]
             picked = np.pad(picked, edge)[every, channels, rows[:, None, :, None], columns[:, None, None, :]]
         picked[flips] = picked[flips][..., ::-1]
-        for quarters in (1, 2, 3):
+        for quarters in np.unique(turns[turns > 0]):
             picked[turns == quarters] = np.rot90(picked[turns == quarters], quarters, axes=(2, 3))
     return picked.astype(np.float32) * plan.scale[:, None, None] + plan.shift[:, None, None]
 
