@@ -95,8 +95,10 @@ constexpr int kConvMaxSplits = 64;
 
 #if defined(__CUDACC__)
 #define MF_UNROLL _Pragma("unroll")
+#define MF_ROLLED _Pragma("unroll 1")
 #else
 #define MF_UNROLL
+#define MF_ROLLED
 #endif
 
 // Copies kBytes to shared memory behind the caller's back, or zeros where `there` is false.

@@ -192,7 +192,7 @@ class LoopEngine : Engine<T, Device> {
 
   // How many steps' activations fit the budget, the last ones; the others are computed again on the way back.
   int stored_steps() const {
-    if (r_.memory_budget < 0) return std::max(steps_, 1);
+    if (r_.memory_budget < 0 || r_.order == 1) return std::max(steps_, 1);
     Carver one;
     take_slot(one);
     const int64_t fitting = r_.memory_budget / static_cast<int64_t>(std::max<size_t>(one.used(), 1));
@@ -394,7 +394,8 @@ class LoopEngine : Engine<T, Device> {
     const int rows = static_cast<int>(r_.rate_rows);
     const auto params = static_cast<int64_t>(plan_.program.params.size());
     if (r_.rate_width == 1) {
-      device_.sums(RateTotals<T>{rate_sums_, out, plan_.packed, 1, 0, static_cast<int>(plan_.packed), 0}, rows, 1);
+      device_.template sums<1>(RateTotals<T>{rate_sums_, out, plan_.packed, 1, 0, static_cast<int>(plan_.packed), 0},
+                               rows);
       return;
     }
     for (const ParamTable& t : plan_.tables) {
@@ -405,9 +406,8 @@ class LoopEngine : Engine<T, Device> {
       for (int k = 0; k < t.count; ++k) {
         const int from = static_cast<int>(t.row[k].packed_offset), column = t.first + k;
         if (t.row[k].adapted)
-          device_.sums(
-              RateTotals<T>{rate_sums_, out, plan_.packed, r_.rate_width, from, from + t.row[k].numel(), column}, rows,
-              1);
+          device_.template sums<1>(
+              RateTotals<T>{rate_sums_, out, plan_.packed, r_.rate_width, from, from + t.row[k].numel(), column}, rows);
       }
     }
   }

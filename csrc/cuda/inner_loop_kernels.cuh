@@ -22,7 +22,10 @@ struct PerTask {
   MF_HD T* operator[](int task) const { return p + task * stride; }
   explicit MF_HD operator bool() const { return p != nullptr; }
   MF_HD PerTask at(int64_t offset) const { return {p ? p + offset : nullptr, stride}; }
-  operator PerTask<const T>() const { return {p, stride}; }
+  template <class U, class = std::enable_if_t<std::is_same_v<U, const T> && !std::is_const_v<T>>>
+  MF_HD operator PerTask<U>() const {
+    return {p, stride};
+  }
 };
 
 // The examples of a pass: n rows for each task, of which counts[task] are used. order[task][row] is the row's place in
@@ -598,14 +601,16 @@ struct EmbedGrad {
   MF_HD int limit(int) const { return width; }
   MF_HD void operator()(int task, int d) const {
     const int count = rows.count(task);
+    T* const column = dtable[task] + d;
     for (int row = 0; row < count; ++row) {
       const int64_t* const text = tokens + task * tokens_task + int64_t{1} * rows.source(task, row) * length;
       int used = 0;
+      MF_ROLLED
       for (int l = 0; l < length; ++l) used += text[l] != padding;
-      if (used == 0) continue;
       const T g = dy[task][int64_t{1} * row * width + d] / static_cast<T>(used);
+      MF_ROLLED
       for (int l = 0; l < length; ++l)
-        if (text[l] != padding) dtable[task][text[l] * width + d] += g;
+        if (text[l] != padding) column[text[l] * width] += g;
     }
   }
 };

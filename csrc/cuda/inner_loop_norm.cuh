@@ -6,14 +6,8 @@
 
 namespace mf::cuda {
 
-constexpr int kBlockThreads = 512, kMaxColumns = 16;
-
-// Neighbouring columns of a block, a power of two: they lie side by side in memory.
-inline int columns_of(int columns) {
-  int c = 1;
-  while (2 * c <= columns && 2 * c <= kMaxColumns) c *= 2;
-  return c;
-}
+// Threads of a block, and how many neighbouring columns share it where these lie side by side in memory.
+constexpr int kBlockThreads = 512, kColumns = 16;
 
 // What forward keeps for the other passes, for each set: the first four as in mf::Norm. For batch norm a and b are
 // mean(dy) and mean(dy x̂) without γ, which is the same for the whole set.

@@ -1,5 +1,6 @@
 // One pass over the examples of all tasks: forward, backward, and the directional derivative of both, layer by layer.
-// `Device` launches kernel bodies: each(f, rows, count), sums(f, rows, width), conv(tile, args), zero(pointer, bytes).
+// `Device` launches kernel bodies: each(f, rows, count), sums<columns of a block>(f, rows),
+// conv<pass>(args), zero(pointer, bytes).
 #pragma once
 
 #include "inner_loop_plan.h"
@@ -386,17 +387,16 @@ class Pass {
   }
   template <class F>
   void norms(const F& f, size_t i) {
-    device_.sums(f, s_.tasks, p_.instructions[i].op == Opcode::batch_norm ? columns_of(f.columns()) : 1);
+    if (p_.instructions[i].op == Opcode::batch_norm) device_.template sums<kColumns>(f, s_.tasks);
+    else device_.template sums<1>(f, s_.tasks);
   }
   void affine_sums(size_t i, PerTask<const T> dy, PerTask<const T> x_dot, PerTask<const T> dy_dot, PerTask<T> dw,
                    PerTask<T> db) {
-    const AffineSums<T> f{norm(i), dy, x_dot, dy_dot, dw, db, FastDiv(norm(i).area)};
-    device_.sums(f, s_.tasks, columns_of(f.columns()));
+    device_.template sums<kColumns>(AffineSums<T>{norm(i), dy, x_dot, dy_dot, dw, db, FastDiv(norm(i).area)}, s_.tasks);
   }
   void bias_sums(const Instruction& in, PerTask<const T> dy, PerTask<T> db) {
     const ValueInfo& v = plan_.value(in.out);
-    const ColumnSums<T> f{d_.rows, int(v.c), int(v.h * v.w), dy, db};
-    device_.sums(f, s_.tasks, columns_of(f.columns()));
+    device_.template sums<kColumns>(ColumnSums<T>{d_.rows, int(v.c), int(v.h * v.w), dy, db}, s_.tasks);
   }
 
   void dropout(size_t i, PerTask<const T> from, PerTask<T> to, bool accumulate) {

@@ -1,4 +1,5 @@
 // Registers the CUDA driver's ops; the only CUDA source that sees torch.
+#include "inner_loop_ops.h"
 #include "ops.h"
 
 namespace mf::cuda {
@@ -11,4 +12,7 @@ Stream current_stream(int device) {
 
 }  // namespace mf::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(metafast, CUDA, m) { mf::cuda::register_ops(m); }
+STABLE_TORCH_LIBRARY_IMPL(metafast, CUDA, m) {
+  mf::cuda::register_ops(m);
+  mf::cuda::register_inner_loop_ops(m);
+}

@@ -73,30 +73,31 @@ struct HostDevice {
       }
   }
 
-  template <class F>
-  void sums(const F& f, int rows, int width) {
+  template <int kWidth, class F>
+  void sums(const F& f, int rows) {
     using V = typename F::Value;
     std::vector<typename F::State> state(kBlockThreads);
     std::vector<V> sum(kBlockThreads), product(kBlockThreads);
     std::vector<char> works(kBlockThreads);
-    const int blocks = (f.columns() + width - 1) / width, lanes = kBlockThreads / width;
+    const int blocks = (f.columns() + kWidth - 1) / kWidth, lanes = kBlockThreads / kWidth;
     for (int row = rows; row-- > 0;)
       for (int block = blocks; block-- > 0;) {
-        for (int tid = 0; tid < kBlockThreads; ++tid) works[tid] = f.open(row, block * width + tid % width, state[tid]);
+        for (int tid = 0; tid < kBlockThreads; ++tid)
+          works[tid] = f.open(row, block * kWidth + tid % kWidth, state[tid]);
         for (int stage = 0; stage < F::kStages; ++stage) {
           for (int tid = 0; tid < kBlockThreads; ++tid) {
             sum[tid] = product[tid] = V(0);
-            if (works[tid]) f.part(stage, row, state[tid], tid / width, lanes, sum[tid], product[tid]);
+            if (works[tid]) f.part(stage, row, state[tid], tid / kWidth, lanes, sum[tid], product[tid]);
           }
-          for (int half = kBlockThreads / 2; half >= width; half /= 2)
+          for (int half = kBlockThreads / 2; half >= kWidth; half /= 2)
             for (int tid = 0; tid < half; ++tid) sum[tid] += sum[tid + half], product[tid] += product[tid + half];
           for (int tid = 0; tid < kBlockThreads; ++tid)
-            if (works[tid]) f.take(stage, row, state[tid], sum[tid % width], product[tid % width]);
+            if (works[tid]) f.take(stage, row, state[tid], sum[tid % kWidth], product[tid % kWidth]);
         }
-        for (int tid = 0; tid < width; ++tid)
+        for (int tid = 0; tid < kWidth; ++tid)
           if (works[tid]) f.totals(row, state[tid], sum[tid], product[tid]);
         for (int tid = 0; tid < kBlockThreads; ++tid)
-          if (works[tid]) f.finish(row, state[tid], tid / width, lanes);
+          if (works[tid]) f.finish(row, state[tid], tid / kWidth, lanes);
       }
   }
 
