@@ -58,7 +58,9 @@ def make_rates(rates: Any, per: str | None, steps: int, layout: Layout, like: Te
             f"[{p}] (per element), or [1 or {steps}, 1 or {n} or {p}]"
         )
     if len(fits) > 1:
-        raise ValueError(f"rates of shape {list(rates.shape)} may mean {sorted(fits)}; say per='scalar', 'tensor' or 'element'")
+        raise ValueError(
+            f"rates of shape {list(rates.shape)} may mean {sorted(fits)}; say per='scalar', 'tensor' or 'element'"
+        )
     return rates.reshape(fits.pop())
 
 
@@ -162,7 +164,9 @@ def check_examples(name: str, x: Tensor, like: Tensor) -> None:
 def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | None, width: int) -> None:
     """Class numbers below the task's number of classes, padding left out; on the CPU only, where it costs no wait."""
     if y.dtype is not torch.int64:
-        raise TypeError(f"{name} must be int64 class numbers for cross_entropy, got {y.dtype}; for targets use loss='mse'")
+        raise TypeError(
+            f"{name} must be int64 class numbers for cross_entropy, got {y.dtype}; for targets use loss='mse'"
+        )
     if y.device.type != "cpu":
         return
     if classes is not None:
@@ -188,7 +192,9 @@ def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | No
 def check_targets(name: str, y: Tensor, width: int, dtype: torch.dtype) -> None:
     """Targets of mean squared error, `[T, N, D]`."""
     if not y.is_floating_point() or y.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} targets for mse, got {y.dtype}; for class numbers use loss='cross_entropy'")
+        raise TypeError(
+            f"{name} must be {dtype} targets for mse, got {y.dtype}; for class numbers use loss='cross_entropy'"
+        )
     if y.dim() != 3 or y.shape[2] != width:
         raise ValueError(f"{name} must be [tasks, examples, {width}], as the model's output, got {list(y.shape)}")
 
@@ -214,5 +220,3 @@ def name_nan(batch: TaskBatch, task: int) -> str:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return f"its {name} contains NaN or infinity"
     return "its inputs are finite, so adaptation diverged; lower rates"
-
-

@@ -26,7 +26,9 @@ class Attach(torch.autograd.Function):
     """`attach(value, gradients, *inputs)`: a value whose derivative to each input is known."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, finish: Callable[[Tensor], list[Tensor | None]], kept: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, finish: Callable[[Tensor], list[Tensor | None]], kept: list[Tensor], *inputs: Tensor
+    ) -> Tensor:
         ctx.finish = finish
         ctx.save_for_backward(*kept)
         return value.clone()

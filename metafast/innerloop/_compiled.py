@@ -81,7 +81,11 @@ class Compiled:
         program = self.traced.program
 
         def compute(params: Tensor, x: Tensor, wants_x: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-            losses, logits, grads = params.new_empty(tasks), params.new_empty(tasks, n, program.classes), params.new_empty(params.shape)
+            losses, logits, grads = (
+                params.new_empty(tasks),
+                params.new_empty(tasks, n, program.classes),
+                params.new_empty(params.shape),
+            )
             grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
             kernel = self.kernel("task_grad", params.device)
             kernel(*self.vectors, params.contiguous(), x.contiguous(), *rest, losses, logits, grads, grad_x)

@@ -7,6 +7,7 @@ silently loses a term through batch norm (pytorch issue 186256).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metafast.innerloop._call import Call, Result
 from metafast.innerloop._layout import Layout
+from metafast.innerloop._model import logits_of, norm_layers
 from metafast.innerloop._rules import SGD, Adam, Rule
-from metafast.innerloop._trace import logits_of, norm_layers
 from metafast.ops._dropout_hash import QUERY_STEP
 from metafast.ops._rounding import rounding_key
 
@@ -119,7 +120,9 @@ class Generic:
 
     def split(self, params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The adapted parameters as one vector, and the others."""
-        flat = torch.cat([params[n].reshape(-1) for n, inside in zip(self.layout.names, self.inside, strict=True) if inside])
+        flat = torch.cat(
+            [params[n].reshape(-1) for n, inside in zip(self.layout.names, self.inside, strict=True) if inside]
+        )
         return flat, {n: params[n] for n, inside in zip(self.layout.names, self.inside, strict=True) if not inside}
 
     def join(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +186,11 @@ class Generic:
             if k == call.steps:
                 break
             value, g = self.inner_gradient(
-                lambda t, k=k: evaluate(t, "support", k, _batch(data, call, k))[0], theta, call.order, differentiable, task
+                lambda t, k=k: evaluate(t, "support", k, _batch(data, call, k))[0],
+                theta,
+                call.order,
+                differentiable,
+                task,
             )  # type: ignore[misc]
             support_losses.append(value)
             theta = theta - self.rate(rates, k) * optimizer.update(g, theta, start)
@@ -208,7 +215,9 @@ class Generic:
                 point = theta if differentiable and order == 2 else theta.detach().requires_grad_()
                 value = loss(point)
                 if not value.requires_grad:
-                    raise ValueError("model: the loss does not depend on the adapted parameters by differentiable operations")
+                    raise ValueError(
+                        "model: the loss does not depend on the adapted parameters by differentiable operations"
+                    )
                 create = differentiable and order == 2
                 (gradient,) = torch.autograd.grad(value, point, create_graph=create)
         return value.detach(), gradient if order == 2 else gradient.detach()
@@ -220,7 +229,9 @@ class Generic:
         if self.classified and task is not None:
             low, high = y.aminmax()
             if int(low) < 0 or int(high) >= z.shape[1]:
-                raise ValueError(f"{name}: task {task} has labels {int(low)} to {int(high)}, the model has {z.shape[1]} classes")
+                raise ValueError(
+                    f"{name}: task {task} has labels {int(low)} to {int(high)}, the model has {z.shape[1]} classes"
+                )
         value = self.loss(z, y)
         if value.dim() != 0:
             raise ValueError(f"loss must return a scalar for one task, got shape {list(value.shape)}")
@@ -321,11 +332,13 @@ class Generic:
             return total * fixed["share"], report
 
         fixed = {"weights": weights, "data": data, "buffers": buffers, "share": share}
-        if call.order == 0:
-            _, report = vmap(task, randomness="error")(chosen, fixed)
-            grads = None
-        else:
-            grads, (_, report) = vmap(grad_and_value(task, has_aux=True), randomness="error")(chosen, fixed)
+        with warnings.catch_warnings():  # an op without a batching rule is slow, which the measurement sees
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            if call.order == 0:
+                _, report = vmap(task, randomness="error")(chosen, fixed)
+                grads = None
+            else:
+                grads, (_, report) = vmap(grad_and_value(task, has_aux=True), randomness="error")(chosen, fixed)
         result = Result(report["task_losses"], report["support_losses"], report["query_losses"], report["logits"])
         result.adapted = report.get("adapted")
         if grads is None:

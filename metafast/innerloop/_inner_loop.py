@@ -20,9 +20,10 @@ from metafast.innerloop._compiled import Compiled
 from metafast.innerloop._generic import Generic
 from metafast.innerloop._hook import run_hook
 from metafast.innerloop._layout import Adapted, Layout
+from metafast.innerloop._model import norm_layers
 from metafast.innerloop._outcome import Explanation, Outcome
 from metafast.innerloop._rules import SGD, Adam, Rule, make_rule
-from metafast.innerloop._trace import Unsupported, norm_layers, trace
+from metafast.innerloop._trace import Unsupported, trace
 from metafast.ops._program import Loss
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class InnerLoop:
         self._explanation = Explanation("undecided", "no batch was seen yet")
         self._norms = norm_layers(model)
         self._generic = {
-            v: Generic(model, self.layout, self._function, self._loss is Loss.CROSS_ENTROPY, batch_norm, v) for v in (False, True)
+            v: Generic(model, self.layout, self._function, self._loss is Loss.CROSS_ENTROPY, batch_norm, v)
+            for v in (False, True)
         }
         self._constants: dict[Any, Tensor] = {}
         self._last_only: dict[int, Tensor] = {}
@@ -278,7 +280,9 @@ class InnerLoop:
         if mask is not None:  # the query set is not used, but must have a valid example
             first = mask.to(torch.int64).argmax(1)
             rows = torch.arange(len(x), device=x.device)
-            batch = TaskBatch(x, y, x[rows, first][:, None], y[rows, first][:, None], support_mask=mask, classes=classes)
+            batch = TaskBatch(
+                x, y, x[rows, first][:, None], y[rows, first][:, None], support_mask=mask, classes=classes
+            )
         count = self.steps if steps is None else arguments.check_steps(steps)
         with torch.no_grad():
             outcome = self._quiet()(
@@ -342,7 +346,9 @@ class InnerLoop:
         chosen = self._stats(engine, arguments.make_stats(stats, 0, width, flat))
         y, mask, classes = (None if v is None else v.contiguous() for v in (y, mask, classes))
         assert y is not None
-        losses, logits, grads = engine.gradient(flat, x, y, mask, classes, chosen, int(seed), int(step), int(first_task))
+        losses, logits, grads = engine.gradient(
+            flat, x, y, mask, classes, chosen, int(seed), int(step), int(first_task)
+        )
         return losses, logits, self.layout.unflatten(grads) if mapping else grads
 
     def explain(self) -> Explanation:
@@ -401,7 +407,9 @@ class InnerLoop:
     def _trace(self, x: Tensor) -> Any:
         dtypes = {p.dtype for p in self.layout.params()}
         if not dtypes <= {torch.float32, torch.float64} or len(dtypes) > 1:
-            raise Unsupported(f"parameters are {', '.join(map(str, sorted(dtypes, key=str)))}; float32 or float64 is compiled")
+            raise Unsupported(
+                f"parameters are {', '.join(map(str, sorted(dtypes, key=str)))}; float32 or float64 is compiled"
+            )
         if self._loss_reason is not None:
             raise Unsupported(self._loss_reason)
         assert self._loss is not None
@@ -426,7 +434,12 @@ class InnerLoop:
                 reason = f"vmap cannot: {str(error).splitlines()[0]}"
                 self._remember(call, Explanation("loop", reason))
                 return self._generic[False], result
-        if self.engine != "auto" or explanation.seconds or "vmap" in explanation.reason or len(call.batch.support_x) < 2:
+        if (
+            self.engine != "auto"
+            or explanation.seconds
+            or "vmap" in explanation.reason
+            or len(call.batch.support_x) < 2
+        ):
             return engine, engine.run(call)
         if why_loop is not None:
             return engine, engine.run(call)
@@ -507,7 +520,14 @@ class InnerLoop:
                 self._check_compiled(engine, f"{which}_x", x, f"{which}_y", y, mask, batch.classes)
 
     def _check_compiled(
-        self, engine: Compiled, name_x: str, x: Tensor, name_y: str, y: Tensor, mask: Tensor | None, classes: Tensor | None
+        self,
+        engine: Compiled,
+        name_x: str,
+        x: Tensor,
+        name_y: str,
+        y: Tensor,
+        mask: Tensor | None,
+        classes: Tensor | None,
     ) -> None:
         program = engine.traced.program
         if program.loss is Loss.CROSS_ENTROPY:
@@ -543,7 +563,11 @@ class InnerLoop:
     def _attach(self, loss: Tensor, result: Result, starts: list[Tensor], rates: Tensor, batch: TaskBatch) -> Tensor:
         """The loss with its gradients behind it."""
         assert result.grad_weights is not None
-        extra = [(rates, result.grad_rates), (batch.support_x, result.grad_support_x), (batch.query_x, result.grad_query_x)]
+        extra = [
+            (rates, result.grad_rates),
+            (batch.support_x, result.grad_support_x),
+            (batch.query_x, result.grad_query_x),
+        ]
         extra = [(source, grad) for source, grad in extra if grad is not None and source.requires_grad]
         inputs = [*starts, *(source for source, _ in extra)]
         kept = [result.grad_weights, *(grad for _, grad in extra)]
@@ -566,7 +590,9 @@ class InnerLoop:
         part = replace(call, task_weights=share[kept] * (share.sum() / share[kept].sum()))
         if call.batches is not None and call.batches.dim() == 3:
             part.batches = call.batches[kept]
-        rest = run_hook(source, part, weights if weights.dim() == 1 else weights[kept], _tasks(batch, kept), self.layout)
+        rest = run_hook(
+            source, part, weights if weights.dim() == 1 else weights[kept], _tasks(batch, kept), self.layout
+        )
         return replace(outcome, loss=rest.loss, dropped=dropped)
 
     def _quiet(self) -> InnerLoop:
@@ -646,7 +672,9 @@ def _loss(loss: Any, smoothing: float) -> tuple[Loss | None, Callable[[Tensor, T
     if loss == "mse" or loss is F.mse_loss:
         return Loss.MSE, F.mse_loss, None
     if isinstance(loss, str):
-        raise ValueError(f"loss={loss!r} is unknown; choose 'cross_entropy', 'mse', or a function (logits, targets) -> scalar")
+        raise ValueError(
+            f"loss={loss!r} is unknown; choose 'cross_entropy', 'mse', or a function (logits, targets) -> scalar"
+        )
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function, got {type(loss).__name__}")
     if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean":

@@ -76,7 +76,9 @@ class Layout:
             if tuple(value.shape) == shape:
                 continue
             if tuple(value.shape[1:]) != shape or value.dim() != len(shape) + 1:
-                raise ValueError(f"params[{name!r}] must be {list(shape)} or [tasks, *{list(shape)}], got {list(value.shape)}")
+                raise ValueError(
+                    f"params[{name!r}] must be {list(shape)} or [tasks, *{list(shape)}], got {list(value.shape)}"
+                )
             if tasks is not None and tasks != value.shape[0]:
                 raise ValueError(f"params[{name!r}] is for {value.shape[0]} tasks, others are for {tasks}")
             tasks = value.shape[0]

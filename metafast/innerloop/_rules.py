@@ -85,7 +85,9 @@ def make_rule(rule: str | Rule) -> Rule:
     named: dict[str, Rule] = {"sgd": SGD(), "momentum": SGD(momentum=0.9), "adam": Adam()}
     if isinstance(rule, str):
         if rule not in named:
-            raise ValueError(f"rule={rule!r} is unknown; choose one of {', '.join(named)}, SGD(...), Adam(...) or a hook")
+            raise ValueError(
+                f"rule={rule!r} is unknown; choose one of {', '.join(named)}, SGD(...), Adam(...) or a hook"
+            )
         return named[rule]
     if isinstance(rule, SGD | Adam) or callable(rule):
         return rule

@@ -58,7 +58,9 @@ def test_the_compiled_path_takes_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("rule", [SGD(), SGD(0.8, 0.01, 0.2), Adam(0.7, 0.9, 1e-3, 0.01, 0.1)], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "rule", [SGD(), SGD(0.8, 0.01, 0.2), Adam(0.7, 0.9, 1e-3, 0.01, 0.1)], ids=["sgd", "momentum", "adam"]
+)
 @pytest.mark.parametrize("order", [1, 2])
 def test_options_agree(rule: SGD | Adam, order: int, masked: bool) -> None:
     """Rules, mini-batches, multi-step losses, rates of every kind, starts of tasks, padding: all engines agree."""
@@ -67,7 +69,9 @@ def test_options_agree(rule: SGD | Adam, order: int, masked: bool) -> None:
         if isinstance(module, nn.BatchNorm2d) and masked:
             module.eval()  # mini-batches of one valid example have no batch statistics
     batch = batch_of("residual", masked=masked)
-    batch = dataclasses.replace(batch, support_x=batch.support_x.requires_grad_(), query_x=batch.query_x.requires_grad_())
+    batch = dataclasses.replace(
+        batch, support_x=batch.support_x.requires_grad_(), query_x=batch.query_x.requires_grad_()
+    )
     names = [n for n, _ in model.named_parameters()]
     sizes = sum(p.numel() for p in model.parameters())
     start = {names[0]: torch.stack([dict(model.named_parameters())[names[0]].detach() + 0.01 * t for t in range(3)])}
@@ -280,7 +284,9 @@ def test_hook_equals_the_rule_that_it_writes_out() -> None:
 
     for engine in ("compiled", "loop"):
         for order in (1, 2):
-            expected = gradients(InnerLoop(model, steps=2, rule=SGD(0.5), order=order, engine=engine), batch, rates=scale)
+            expected = gradients(
+                InnerLoop(model, steps=2, rule=SGD(0.5), order=order, engine=engine), batch, rates=scale
+            )
             scale.grad = None
             hooked = gradients(InnerLoop(model, steps=2, rule=rule, order=order, engine=engine), batch)
             hooked[1]["rates"] = scale.grad.clone()
@@ -335,7 +341,9 @@ def test_no_task_of_nan_touches_another() -> None:
         inner = InnerLoop(model, steps=2, engine=engine, on_nan="drop")
         outcome, found = gradients(inner, batch, rates=0.1)
         assert outcome.dropped == [1]
-        kept = TaskBatch(*(torch.cat([v[:1], v[2:]]) for v in (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
+        kept = TaskBatch(
+            *(torch.cat([v[:1], v[2:]]) for v in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+        )
         alone, expected = gradients(inner, kept, rates=0.1)
         torch.testing.assert_close(outcome.loss, alone.loss)
         assert worst(found, expected)[0] < 1e-10, engine

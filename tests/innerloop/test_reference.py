@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metafast import ops
-from tests.helpers import copy_args
 from tests.innerloop import plain
 
 OP = ops.REGISTRY["inner_loop"]
