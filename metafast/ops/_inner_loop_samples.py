@@ -30,7 +30,9 @@ class _Builder:
         self.instructions.append(Instruction(opcode, self.last, source, **options))
         return self.last
 
-    def conv(self, out: int, kernel: int, stride: int = 1, groups: int = 1, adapted: bool = True, **options: Any) -> int:
+    def conv(
+        self, out: int, kernel: int, stride: int = 1, groups: int = 1, adapted: bool = True, **options: Any
+    ) -> int:
         c, h, w = self.values[options.get("in0", self.last)]
         pad = kernel // 2
         weight = self.param(out, c // groups, kernel, kernel, adapted=adapted)
@@ -65,7 +67,13 @@ def mlp() -> Program:
     """A regression on one input, with every smooth activation."""
     b = _Builder(1)
     b.linear(7)
-    for opcode, ints in ((Opcode.TANH, ()), (Opcode.GELU, (0,)), (Opcode.SIGMOID, ()), (Opcode.GELU, (1,)), (Opcode.SILU, ())):
+    for opcode, ints in (
+        (Opcode.TANH, ()),
+        (Opcode.GELU, (0,)),
+        (Opcode.SIGMOID, ()),
+        (Opcode.GELU, (1,)),
+        (Opcode.SILU, ()),
+    ):
         b.add(opcode, ints=ints)
         b.linear(6)
     b.linear(2)

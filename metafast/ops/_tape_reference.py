@@ -42,7 +42,9 @@ class Tape:
         self.mask = mask
         self.shape_of_x = x.shape
         if mask is not None:  # what padding holds, NaN too, reaches nothing
-            x = torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))
+            x = torch.where(
+                mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+            )
         c, h, w = program.values[0]
         self.values: dict[int, Tensor | None] = {0: x if program.tokens else x.reshape(self.tasks, self.n, c, h, w)}
         self.layers = [self._layer(i) for i in range(len(program.instructions))]
@@ -56,7 +58,9 @@ class Tape:
             else:
                 assert layer is not None
                 self.values[instruction.out] = layer.forward(
-                    source, self._param(weights, instruction.weight, instruction), self._param(weights, instruction.bias)
+                    source,
+                    self._param(weights, instruction.weight, instruction),
+                    self._param(weights, instruction.bias),
                 )
         z = self.values[program.logits]
         assert z is not None
@@ -130,7 +134,9 @@ class Tape:
                 dots[instruction.out] = layers.add(source, dots[instruction.in1])
             else:
                 dots[instruction.out] = layer.tangent(
-                    source, self._param(direction, instruction.weight, instruction), self._param(direction, instruction.bias)
+                    source,
+                    self._param(direction, instruction.weight, instruction),
+                    self._param(direction, instruction.bias),
                 )
         z = dots[self.program.logits]
         if z is None:
