@@ -61,8 +61,8 @@ class ALFA(MetaLearner):
         sizes = [parameter.numel() for parameter in model.parameters()]
         like = next(iter(model.parameters()))
         count, steps = len(sizes), integer("steps", steps, minimum=1)
-        self.inner_lr = nn.Parameter(torch.full((steps, count), inner_lr).to(like))
-        self.inner_decay = nn.Parameter(torch.full((steps, count), inner_decay).to(like))
+        self.inner_lr = nn.Parameter(torch.full((steps, count), inner_lr, dtype=like.dtype, device=like.device))
+        self.inner_decay = nn.Parameter(torch.full((steps, count), inner_decay, dtype=like.dtype, device=like.device))
         # its last bias starts at 1, so that the first updates are plain gradient steps of rate inner_lr
         self.generator = nn.Sequential(nn.Linear(2 * count, 2 * count), nn.ReLU(), nn.Linear(2 * count, 2 * count))
         nn.init.zeros_(self.generator[2].weight)

@@ -179,7 +179,14 @@ class MetaSGD(MAML):
     ) -> None:
         elements = sum(parameter.numel() for parameter in model.parameters())
         like = next(iter(model.parameters()))
-        super().__init__(model, torch.full((1, elements), inner_lr).to(like), steps, order, learn_lr=True, **options)
+        super().__init__(
+            model,
+            torch.full((1, elements), inner_lr, dtype=like.dtype, device=like.device),
+            steps,
+            order,
+            learn_lr=True,
+            **options,
+        )
 
 
 def _no_order(name: str, options: dict[str, Any]) -> None:

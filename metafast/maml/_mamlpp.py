@@ -77,7 +77,9 @@ class MAMLpp(MetaLearner):
             raise ValueError(f"momentum must be above 0 and at most 1, got {momentum!r}")
         tensors = len(list(model.parameters()))
         like = next(iter(model.parameters()))
-        rates = torch.full((integer("steps", steps, minimum=1), tensors), inner_lr).to(like)
+        rates = torch.full(
+            (integer("steps", steps, minimum=1), tensors), inner_lr, dtype=like.dtype, device=like.device
+        )
         super().__init__(model, rates, steps, order, learn_lr=True, **options)
         self.multi_step_batches = integer("multi_step_batches", multi_step_batches, minimum=0)
         self.first_order_batches = integer("first_order_batches", first_order_batches, minimum=0)

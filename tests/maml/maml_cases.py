@@ -129,8 +129,8 @@ CASES = {
     "mamlpp": Case("mamlpp", _unrolled(_per_step, steps=STEPS, weights=[0, 1 / 3, 1 / 3, 1 / 3]), BASE),
     "imaml": Case(
         "imaml",
-        prefixed(lambda maml, batch: plain.implicit(maml.model, batch, 2.0, rate=lambda s, n: 0.05, steps=8)),
-        {"inner_lr": 0.05, "steps": 8, "strength": 2.0, "cg_steps": 300},
+        prefixed(lambda maml, batch: plain.implicit(maml.model, batch, 20.0, rate=lambda s, n: 0.02, steps=8)),
+        {"inner_lr": 0.02, "steps": 8, "strength": 20.0, "cg_steps": 300, "cg_tolerance": 1e-13},
     ),
     "alfa": Case(
         "alfa",

@@ -115,7 +115,9 @@ def alfa(model: nn.Module, batch: Any, generator: nn.Module, rates: Tensor, deca
 def proto_start(model: nn.Module, features: nn.Module, head: str, x: Tensor, y: Tensor, classes: int) -> Weights:
     found = features(x)
     centres = torch.stack([found[y == c].mean(0) for c in range(classes)])
-    return {**start(model), f"{head}.weight": 2 * centres, f"{head}.bias": -(centres * centres).sum(1)}
+    # copies: the inner gradient to the body must not run through the prototypes, the meta-gradient must
+    own = {name: p.clone() for name, p in start(model).items()}
+    return {**own, f"{head}.weight": 2 * centres, f"{head}.bias": -(centres * centres).sum(1)}
 
 
 def protomaml(model: nn.Module, features: nn.Module, head: str, batch: Any, classes: int, **options: Any) -> Tensor:
