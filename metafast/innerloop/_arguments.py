@@ -54,8 +54,8 @@ def make_rates(rates: Any, per: str | None, steps: int, layout: Layout, like: Te
     if not fits:
         n, p = widths["tensor"], widths["element"]
         raise ValueError(
-            f"rates has shape {list(rates.shape)}; for {steps} steps it must be a number, [{steps}], [{n}] (per tensor), "
-            f"[{p}] (per element), or [1 or {steps}, 1 or {n} or {p}]"
+            f"rates has shape {list(rates.shape)}; for {steps} steps it must be a number, [{steps}], "
+            f"[{n}] (per tensor), [{p}] (per element), or [1 or {steps}, 1 or {n} or {p}]"
         )
     if len(fits) > 1:
         raise ValueError(
@@ -174,8 +174,8 @@ def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | No
         if low < 1 or high > width:
             task = int(((classes < 1) | (classes > width)).nonzero()[0])
             raise ValueError(f"classes: task {task} has {int(classes[task])}, the model has {width}")
-    low, high = y.aminmax()
-    if classes is None and int(low) >= 0 and int(high) < width:
+    smallest, largest = y.aminmax()
+    if classes is None and int(smallest) >= 0 and int(largest) < width:
         return
     limit = torch.full((y.shape[0],), width) if classes is None else classes
     wrong = (y < 0) | (y >= limit[:, None])

@@ -34,7 +34,7 @@ class Attach(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         with torch.no_grad():
             grads = ctx.finish(grad, *ctx.saved_tensors)
         return None, None, None, *_once(grads)
@@ -54,7 +54,7 @@ class TaskGrad(torch.autograd.Function):
         return losses, logits, grads
 
     @staticmethod
-    def backward(ctx: Any, d_losses: Tensor | None, _: Any, d_grads: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, d_losses: Tensor | None, _: Any, d_grads: Tensor | None) -> Any:
         params, x, grads, *rest = ctx.saved_tensors
         d_params: Tensor | None = None
         d_x: Tensor | None = None

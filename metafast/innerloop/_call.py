@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from metafast.innerloop._layout import Layout
 from metafast.innerloop._rules import Rule
 
 if TYPE_CHECKING:
@@ -52,3 +54,32 @@ class Result:
     grad_query_x: Tensor | None = None
     adapted: Tensor | None = None  # [T, P]
     batch_stats: Tensor | None = None
+
+
+def flat_starts(starts: list[Tensor], layout: Layout, tasks: int) -> Tensor:
+    """The starts as one `[P]`, or `[T, P]` where any has a task dimension."""
+    ranks = [len(shape) for shape in layout.shapes.values()]
+    if all(s.dim() == rank for s, rank in zip(starts, ranks, strict=True)):
+        return torch.cat([s.reshape(-1) for s in starts])
+    parts = [s if s.dim() > rank else s.expand(tasks, *s.shape) for s, rank in zip(starts, ranks, strict=True)]
+    return torch.cat([part.reshape(tasks, -1) for part in parts], 1)
+
+
+def detached(batch: TaskBatch) -> TaskBatch:
+    """The batch without gaps and gradients, as the ops read it; itself where it is so."""
+    values = _fields(batch)
+    if all(v is None or v.is_contiguous() and not v.requires_grad for v in values.values()):
+        return batch
+    changed: Any = {name: None if v is None else v.detach().contiguous() for name, v in values.items()}
+    return type(batch)(**changed)
+
+
+def take_tasks(batch: TaskBatch, kept: list[int]) -> TaskBatch:
+    """Some tasks of a batch."""
+    taken: Any = {name: None if v is None else v[kept] for name, v in _fields(batch).items()}
+    return type(batch)(**taken)
+
+
+def _fields(batch: TaskBatch) -> dict[str, Tensor | None]:
+    names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "classes")
+    return {name: getattr(batch, name) for name in names}

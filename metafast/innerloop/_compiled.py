@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metafast import ops
 from metafast.innerloop._attach import TaskGrad
@@ -21,11 +21,36 @@ class Compiled:
     """A program with its vectors; `backend` is "reference" or None for the best kernel of the device."""
 
     traced: Traced
+    model: nn.Module
     backend: str | None
 
     def __post_init__(self) -> None:
         self.vectors = encode(self.traced.program)
         self.kernels: dict[tuple[str, str], Any] = {}
+
+    @property
+    def stats_width(self) -> int:
+        """S, the elements of all batch statistics."""
+        return self.traced.program.stats
+
+    def running_stats(self) -> Tensor | None:
+        """`[1, S]`, the model's own statistics for those batch norms that are fixed; None where none is.
+
+        Raises:
+            ValueError: a fixed batch norm that has none.
+        """
+        fixed = [norm for norm in self.traced.norms if norm.fixed]
+        if not fixed:
+            return None
+        buffers = dict(self.model.named_buffers())
+        row = next(self.model.parameters()).new_zeros(self.stats_width)
+        for norm in fixed:
+            mean, variance = norm.buffers
+            if mean is None or variance is None:
+                raise ValueError(f"stats is needed: batch norm {norm.name!r} keeps no running statistics")
+            c, o = norm.channels, norm.offset
+            row[o : o + c], row[o + c : o + 2 * c] = buffers[mean], buffers[variance]
+        return row[None]
 
     def kernel(self, name: str, device: torch.device) -> Any:
         key = (name, device.type)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metafast.innerloop._call import Call, Result
 from metafast.innerloop._layout import Layout
+from metafast.innerloop._loss import LossKind
 from metafast.innerloop._model import logits_of, norm_layers
 from metafast.innerloop._rules import SGD, Adam, Rule
 from metafast.ops._dropout_hash import QUERY_STEP
+from metafast.ops._program import Loss
 from metafast.ops._rounding import rounding_key
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Steps:
@@ -62,16 +63,14 @@ class Generic:
     Args:
         model: any module.
         layout: of its parameters.
-        loss: of logits and targets, a scalar: the mean over examples.
-        classified: whether targets are class numbers, so that `classes` restricts the logits.
+        loss: what is minimized.
         batch_norm: "auto", "batch" or "running".
         vectorized: all tasks under `vmap`; else one after another.
     """
 
     model: nn.Module
     layout: Layout
-    loss: LossFunction
-    classified: bool
+    loss: LossKind
     batch_norm: str
     vectorized: bool = False
 
@@ -79,6 +78,11 @@ class Generic:
         self.norms = norm_layers(self.model)
         self.recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
         self.inside = [name in self.layout.adapted for name in self.layout.names]
+
+    @property
+    def stats_width(self) -> int:
+        """S, the elements of all batch statistics."""
+        return sum(2 * layer.channels for layer in self.norms)
 
     # ---- the model as a function
 
@@ -172,6 +176,9 @@ class Generic:
             open_z = z[:, : int(data["classes"])] if "classes" in data else z
             return self.judge(open_z, y, f"{which}_y", task), z
 
+        def support_loss(k: int, chosen: Tensor | None, theta: Tensor) -> Tensor:
+            return evaluate(theta, "support", k, chosen)[0]
+
         for k in range(call.steps + 1):
             if wanted[k] != 0 or k == call.steps:
                 context = torch.enable_grad() if differentiable and wanted[k] != 0 else torch.no_grad()
@@ -185,13 +192,9 @@ class Generic:
                 query_losses.append(torch.full_like(total, math.nan).detach())
             if k == call.steps:
                 break
-            value, g = self.inner_gradient(
-                lambda t, k=k: evaluate(t, "support", k, _batch(data, call, k))[0],
-                theta,
-                call.order,
-                differentiable,
-                task,
-            )  # type: ignore[misc]
+            chosen = data["batches"][k] if "batches" in data else None
+            support = partial(support_loss, k, chosen)
+            value, g = self.inner_gradient(support, theta, call.order, differentiable, task)
             support_losses.append(value)
             theta = theta - self.rate(rates, k) * optimizer.update(g, theta, start)
             if not differentiable:
@@ -226,13 +229,13 @@ class Generic:
         """The loss, 0 for no examples; labels that the logits do not have are named."""
         if y.shape[0] == 0:
             return z.sum() * 0
-        if self.classified and task is not None:
+        if self.loss.kind is Loss.CROSS_ENTROPY and task is not None:
             low, high = y.aminmax()
             if int(low) < 0 or int(high) >= z.shape[1]:
                 raise ValueError(
                     f"{name}: task {task} has labels {int(low)} to {int(high)}, the model has {z.shape[1]} classes"
                 )
-        value = self.loss(z, y)
+        value = self.loss.function(z, y)
         if value.dim() != 0:
             raise ValueError(f"loss must return a scalar for one task, got shape {list(value.shape)}")
         return value
@@ -400,10 +403,6 @@ def _tensor(output: Any) -> Tensor:
 
 def _inputs(data: dict[str, Any]) -> dict[str, Tensor]:
     return {name: data[name] for name in ("support_x", "query_x")}
-
-
-def _batch(data: dict[str, Any], call: Call, k: int) -> Tensor | None:
-    return data["batches"][k] if "batches" in data else None
 
 
 def _task_data(call: Call, t: int) -> dict[str, Any]:

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metafast.innerloop import _arguments as arguments
-from metafast.innerloop._attach import Attach
-from metafast.innerloop._call import Call, Result
+from metafast.innerloop._call import Call, detached, flat_starts, take_tasks
 from metafast.innerloop._compiled import Compiled
+from metafast.innerloop._engines import ENGINES, Engine, Engines
 from metafast.innerloop._generic import Generic
 from metafast.innerloop._hook import run_hook
 from metafast.innerloop._layout import Adapted, Layout
-from metafast.innerloop._model import norm_layers
+from metafast.innerloop._loss import make_loss
+from metafast.innerloop._meta import attach, meta_loss, without
 from metafast.innerloop._outcome import Explanation, Outcome
-from metafast.innerloop._rules import SGD, Adam, Rule, make_rule
-from metafast.innerloop._trace import Unsupported, trace
+from metafast.innerloop._rules import Rule, make_rule
 from metafast.ops._program import Loss
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
 
-ENGINES = ("auto", "compiled", "reference", "loop", "vmap")
 BATCH_NORM = ("auto", "batch", "running")
 ON_NAN = ("raise", "drop", "ignore")
 Rates = float | Tensor | Mapping[str, Any]
-Engine = Compiled | Generic
 
 
 class InnerLoop:
@@ -104,8 +98,6 @@ class InnerLoop:
                                      ("on_nan", on_nan, ON_NAN), ("order", order, (0, 1, 2))):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing!r}")
         if memory_budget is not None and memory_budget < 0:
             raise ValueError(f"memory_budget must be at least 0 bytes, got {memory_budget}; None is no limit")
         self.model = model
@@ -117,16 +109,8 @@ class InnerLoop:
         self.batch_norm = batch_norm
         self.on_nan = on_nan
         self.layout = Layout(model, adapted)
-        self._loss, self._function, self._loss_reason = _loss(loss, label_smoothing)
-        self._smoothing = float(label_smoothing) if isinstance(loss, str) else getattr(loss, "label_smoothing", 0.0)
-        self._modules = list(model.modules())
-        self._engines: dict[Any, tuple[Engine, Explanation]] = {}
-        self._explanation = Explanation("undecided", "no batch was seen yet")
-        self._norms = norm_layers(model)
-        self._generic = {
-            v: Generic(model, self.layout, self._function, self._loss is Loss.CROSS_ENTROPY, batch_norm, v)
-            for v in (False, True)
-        }
+        self.loss = make_loss(loss, label_smoothing)
+        self._engines = Engines(model, self.layout, self.loss, engine, batch_norm)
         self._constants: dict[Any, Tensor] = {}
         self._last_only: dict[int, Tensor] = {}
 
@@ -189,15 +173,14 @@ class InnerLoop:
         sources = (*starts, chosen_rates, batch.support_x, batch.query_x)
         if not torch.is_grad_enabled() or not any(s.requires_grad for s in sources) and not callable(self.rule):
             order = 0
-        engine, explanation = self._decide(batch.support_x, batch.tasks)
+        engine = self._engines.choose(batch.support_x)
         self._check_data(engine, batch)
-        norm_width = engine.traced.program.stats if isinstance(engine, Compiled) else _width(self._norms)
         call = Call(
-            batch=_plain(batch),
-            weights=_flat(starts, self.layout, tasks),
+            batch=detached(batch),
+            weights=flat_starts(starts, self.layout, tasks).detach(),
             rates=chosen_rates.detach().contiguous(),
             batches=arguments.make_batches(batches, tasks, steps, batch.support_x.shape[1], device),
-            stats=self._stats(engine, arguments.make_stats(stats, steps, norm_width, like)),
+            stats=self._stats(engine, stats, steps, like),
             query_weights=self._query_weights(query_weights, steps),
             task_weights=arguments.make_task_weights(task_weights, tasks, device),
             steps=steps,
@@ -215,17 +198,12 @@ class InnerLoop:
         )
         if callable(self.rule):
             return self._by_hook(engine, call, starts, batch)
-        engine, result = self._run(engine, explanation, call)
-        share = call.task_weights
-        loss, dropped = self._meta_loss(result, share, batch)
+        engine, result = self._engines.run(engine, call)
+        loss, dropped = meta_loss(result.task_losses, call.task_weights, self.on_nan, batch)
         if dropped and order:
-            share = torch.ones(tasks, dtype=torch.float64, device=device) / tasks if share is None else share.clone()
-            kept = [t for t in range(tasks) if t not in set(dropped)]
-            scale = share.sum() / share[kept].sum() if kept else 0.0
-            share[dropped] = 0.0
-            result = engine.run(replace(call, task_weights=share * scale))
+            result = engine.run(replace(call, task_weights=without(call.task_weights, dropped, tasks, device)))
         if order:
-            loss = self._attach(loss, result, starts, chosen_rates, batch)
+            loss = attach(loss, result, self.layout.sizes, starts, chosen_rates, batch)
         adapted = None if result.adapted is None else self.layout.unflatten(result.adapted)
         return Outcome(
             loss, result.task_losses, result.support_losses, result.query_losses, result.logits, adapted,
@@ -271,7 +249,7 @@ class InnerLoop:
         """
         from metafast.data import TaskBatch
 
-        single = y.dim() == (1 if self._loss is Loss.CROSS_ENTROPY else 2)
+        single = y.dim() == (1 if self.loss.kind is not Loss.MSE else 2)
         if single:
             x, y = x[None], y[None]
             mask = None if mask is None else mask[None]
@@ -337,23 +315,20 @@ class InnerLoop:
             raise ValueError(f"params must be [{len(x)}, {self.numel}] or [{self.numel}], got {list(flat.shape)}")
         arguments.check_examples("x", x, flat)
         flat = flat.expand(len(x), -1)
-        engine, _ = self._decide(x, len(x), gradient=True)
+        engine = self._engines.choose(x)
         if isinstance(engine, Compiled):
             self._check_compiled(engine, "x", x, "y", y, mask, classes)
-            width = engine.traced.program.stats
         else:
-            engine, width = self._generic[False], _width(self._norms)
-        chosen = self._stats(engine, arguments.make_stats(stats, 0, width, flat))
-        y, mask, classes = (None if v is None else v.contiguous() for v in (y, mask, classes))
-        assert y is not None
-        losses, logits, grads = engine.gradient(
-            flat, x, y, mask, classes, chosen, int(seed), int(step), int(first_task)
-        )
+            engine = self._engines.loop
+        row = self._stats(engine, stats, 0, flat)
+        y = y.contiguous()
+        mask, classes = (None if v is None else v.contiguous() for v in (mask, classes))
+        losses, logits, grads = engine.gradient(flat, x, y, mask, classes, row, int(seed), int(step), int(first_task))
         return losses, logits, self.layout.unflatten(grads) if mapping else grads
 
     def explain(self) -> Explanation:
         """Which engine ran last, and why; `print(inner.explain())` shows every layer."""
-        return self._explanation
+        return self._engines.explanation
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -378,100 +353,6 @@ class InnerLoop:
         """Views of `[P]` or `[T, P]` by name."""
         return self.layout.unflatten(flat)
 
-    # ---- which engine
-
-    def _decide(self, x: Tensor, tasks: int, gradient: bool = False) -> tuple[Engine, Explanation]:
-        """The engine for examples such as x, remembered by their shape and the modules' training flags."""
-        key = (x.shape[2:], x.dtype, tuple([m.training for m in self._modules]))
-        found = self._engines.get(key)
-        if found is None:
-            found = self._choose(x, tasks)
-            if not gradient or isinstance(found[0], Compiled):
-                self._engines[key] = found
-        self._explanation = found[1]
-        return found
-
-    def _choose(self, x: Tensor, tasks: int) -> tuple[Engine, Explanation]:
-        if self.engine in ("loop", "vmap"):
-            return self._generic[self.engine == "vmap"], Explanation(self.engine, "asked for")
-        try:
-            compiled = Compiled(self._trace(x), "reference" if self.engine == "reference" else None)
-        except Unsupported as why:
-            if self.engine != "auto":
-                raise ValueError(f"engine={self.engine!r} cannot run this model: {why}; use engine='auto'") from None
-            return self._generic[False], Explanation("loop", f"no compiled form: {why}")
-        name = "reference" if self.engine == "reference" else "compiled"
-        reason = "asked for" if self.engine != "auto" else "every layer has a compiled form"
-        return compiled, Explanation(name, reason, compiled.traced.layers)
-
-    def _trace(self, x: Tensor) -> Any:
-        dtypes = {p.dtype for p in self.layout.params()}
-        if not dtypes <= {torch.float32, torch.float64} or len(dtypes) > 1:
-            raise Unsupported(
-                f"parameters are {', '.join(map(str, sorted(dtypes, key=str)))}; float32 or float64 is compiled"
-            )
-        if self._loss_reason is not None:
-            raise Unsupported(self._loss_reason)
-        assert self._loss is not None
-        return trace(
-            self.model, x.shape[2:], dtype=x.dtype, adapted=self.layout.adapted.__contains__, loss=self._loss,
-            label_smoothing=self._smoothing, batch_norm=self.batch_norm,
-        )  # fmt: skip
-
-    def _run(self, engine: Engine, explanation: Explanation, call: Call) -> tuple[Engine, Result]:
-        """Runs a call; where "auto" left the choice between loop and vmap, both run once and the faster one stays."""
-        if isinstance(engine, Compiled):
-            return engine, engine.run(call)
-        why_loop = _why_loop(call)
-        if engine.vectorized and why_loop is not None:
-            self._explanation = replace(explanation, engine="loop", reason=f"vmap cannot: {why_loop}")
-            return self._generic[False], self._generic[False].run(call)
-        if engine.vectorized:
-            try:
-                return engine, engine.run(call)
-            except (RuntimeError, ValueError) as error:
-                result = self._generic[False].run(call)  # an error of the model itself is raised here
-                reason = f"vmap cannot: {str(error).splitlines()[0]}"
-                self._remember(call, Explanation("loop", reason))
-                return self._generic[False], result
-        if (
-            self.engine != "auto"
-            or explanation.seconds
-            or "vmap" in explanation.reason
-            or len(call.batch.support_x) < 2
-        ):
-            return engine, engine.run(call)
-        if why_loop is not None:
-            return engine, engine.run(call)
-        return self._measure(explanation, call)
-
-    def _measure(self, explanation: Explanation, call: Call) -> tuple[Engine, Result]:
-        results: dict[str, Result] = {}
-        seconds: dict[str, float] = {}
-        for name in ("loop", "vmap"):
-            try:
-                for _ in range(2):  # the first warms up
-                    begin = time.perf_counter()
-                    results[name] = self._generic[name == "vmap"].run(call)
-                    if call.weights.is_cuda:
-                        torch.cuda.synchronize()
-                    seconds[name] = time.perf_counter() - begin
-            except (RuntimeError, ValueError) as error:
-                if name == "loop":
-                    raise
-                reason = f"{explanation.reason}; vmap cannot: {str(error).splitlines()[0]}"
-                self._remember(call, Explanation("loop", reason))
-                return self._generic[False], results["loop"]
-        best = min(seconds, key=seconds.__getitem__)
-        self._remember(call, Explanation(best, f"{explanation.reason}; the faster of loop and vmap", (), seconds))
-        return self._generic[best == "vmap"], results[best]
-
-    def _remember(self, call: Call, explanation: Explanation) -> None:
-        x = call.batch.support_x
-        key = (x.shape[2:], x.dtype, tuple([m.training for m in self._modules]))
-        self._engines[key] = (self._generic[explanation.engine == "vmap"], explanation)
-        self._explanation = explanation
-
     # ---- arguments
 
     def _rates(self, rates: Rates, per: str | None, steps: int, like: Tensor) -> Tensor:
@@ -495,23 +376,11 @@ class InnerLoop:
             raise ValueError(f"params are for {found} tasks, the batch has {tasks}")
         return [params.get(name, p) for name, p in zip(self.layout.names, own, strict=True)]
 
-    def _stats(self, engine: Engine, stats: Tensor | None) -> Tensor | None:
+    def _stats(self, engine: Engine, stats: Tensor | None, steps: int, like: Tensor) -> Tensor | None:
         """The statistics given, or the model's running ones where a batch norm is fixed."""
-        norms = engine.traced.norms if isinstance(engine, Compiled) else ()
-        if stats is not None or not any(norm.fixed for norm in norms):
-            return stats
-        assert isinstance(engine, Compiled)
-        buffers = dict(self.model.named_buffers())
-        row = self.layout.params()[0].new_zeros(engine.traced.program.stats)
-        for norm in norms:
-            if not norm.fixed:
-                continue
-            mean, variance = norm.buffers
-            if mean is None or variance is None:
-                raise ValueError(f"stats is needed: batch norm {norm.name!r} keeps no running statistics")
-            c, o = norm.channels, norm.offset
-            row[o : o + c], row[o + c : o + 2 * c] = buffers[mean], buffers[variance]
-        return row[None]
+        if stats is not None:
+            return arguments.make_stats(stats, steps, engine.stats_width, like)
+        return engine.running_stats() if isinstance(engine, Compiled) else None
 
     def _check_data(self, engine: Engine, batch: TaskBatch) -> None:
         if isinstance(engine, Compiled):
@@ -538,61 +407,20 @@ class InnerLoop:
             tables = [program.params[i.weight].shape[0] for i in program.instructions if i.opcode.name == "EMBED_MEAN"]
             arguments.check_tokens(name_x, x, min(tables))
 
-    # ---- the meta-loss
-
-    def _meta_loss(self, result: Result, share: Tensor | None, batch: TaskBatch) -> tuple[Tensor, list[int]]:
-        """The weighted mean of the task losses, and the tasks that were dropped from it."""
-        losses = result.task_losses
-        loss = losses.mean() if share is None else (torch.where(share != 0, losses, 0) * share.to(losses.dtype)).sum()
-        if self.on_nan == "ignore" or math.isfinite(loss.item()):
-            return loss, []
-        wrong = ~losses.isfinite() if share is None else ~losses.isfinite() & (share != 0)
-        dropped = [int(t) for t in wrong.nonzero().flatten()]
-        if self.on_nan == "raise":
-            task = dropped[0]
-            raise ValueError(
-                f"task {task}: its query loss is {float(losses[task])}; {arguments.name_nan(batch, task)} "
-                f"({len(dropped)} of {len(losses)} tasks; on_nan='drop' leaves them out)"
-            )
-        if len(dropped) == len(losses):
-            raise ValueError(f"all {len(losses)} tasks have losses that are not finite; {arguments.name_nan(batch, 0)}")
-        weights = torch.full_like(losses, 1 / len(losses)) if share is None else share.to(losses.dtype)
-        kept = torch.where(wrong, 0, weights)
-        return (torch.where(wrong, 0, losses) * kept).sum() * (weights.sum() / kept.sum()), dropped
-
-    def _attach(self, loss: Tensor, result: Result, starts: list[Tensor], rates: Tensor, batch: TaskBatch) -> Tensor:
-        """The loss with its gradients behind it."""
-        assert result.grad_weights is not None
-        extra = [
-            (rates, result.grad_rates),
-            (batch.support_x, result.grad_support_x),
-            (batch.query_x, result.grad_query_x),
-        ]
-        extra = [(source, grad) for source, grad in extra if grad is not None and source.requires_grad]
-        inputs = [*starts, *(source for source, _ in extra)]
-        kept = [result.grad_weights, *(grad for _, grad in extra)]
-        finish = partial(_finish, self.layout.sizes, [s.shape for s in starts], [s.requires_grad for s in starts])
-        attached: Tensor = Attach.apply(loss, finish, kept, *inputs)
-        return attached
-
     def _by_hook(self, engine: Engine, call: Call, starts: list[Tensor], batch: TaskBatch) -> Outcome:
-        source = self._generic[False] if isinstance(engine, Generic) else engine
-        weights = torch.cat([s.reshape(-1) if s.dim() == len(shape) else s.reshape(len(s), -1) for s, shape in
-                             zip(_expanded(starts, self.layout, batch.tasks), self.layout.shapes.values(), strict=True)], -1)  # fmt: skip
+        source = self._engines.loop if isinstance(engine, Generic) else engine
+        weights = flat_starts(starts, self.layout, batch.tasks)
         outcome = run_hook(source, call, weights, batch, self.layout)
-        _, dropped = self._meta_loss(Result(outcome.task_losses, *[outcome.logits] * 3), call.task_weights, batch)
+        _, dropped = meta_loss(outcome.task_losses, call.task_weights, self.on_nan, batch)
         if not dropped:
             return outcome
         # Autograd went through all tasks at once: those with NaN are taken out of the batch.
         kept = [t for t in range(batch.tasks) if t not in set(dropped)]
-        share = torch.full((batch.tasks,), 1 / batch.tasks, dtype=torch.float64, device=weights.device)
-        share = share if call.task_weights is None else call.task_weights
-        part = replace(call, task_weights=share[kept] * (share.sum() / share[kept].sum()))
-        if call.batches is not None and call.batches.dim() == 3:
-            part.batches = call.batches[kept]
-        rest = run_hook(
-            source, part, weights if weights.dim() == 1 else weights[kept], _tasks(batch, kept), self.layout
-        )
+        share = without(call.task_weights, dropped, batch.tasks, weights.device)[kept]
+        batches = call.batches if call.batches is None or call.batches.dim() == 2 else call.batches[kept]
+        part = replace(call, task_weights=share, batches=batches)
+        weights = weights if weights.dim() == 1 else weights[kept]
+        rest = run_hook(source, part, weights, take_tasks(batch, kept), self.layout)
         return replace(outcome, loss=rest.loss, dropped=dropped)
 
     def _quiet(self) -> InnerLoop:
@@ -600,88 +428,3 @@ class InnerLoop:
         quiet = object.__new__(InnerLoop)
         quiet.__dict__ = {**self.__dict__, "on_nan": "ignore"}
         return quiet
-
-
-def _finish(
-    sizes: list[int], shapes: list[torch.Size], wanted: list[bool], grad: Tensor, flat: Tensor, *rest: Tensor
-) -> list[Tensor | None]:
-    """The gradients of the starts, as views of one tensor, and of the other inputs, times the incoming one."""
-    parts = (flat * grad).split(sizes, -1)
-    grads: list[Tensor | None] = []
-    for part, shape, want in zip(parts, shapes, wanted, strict=True):
-        if not want:
-            grads.append(None)
-        elif part.numel() != shape.numel():  # a start that all tasks share, beside others of their own
-            grads.append(part.sum(0).view(shape))
-        else:
-            grads.append(part.view(shape))
-    return [*grads, *(r * grad for r in rest)]
-
-
-def _expanded(starts: list[Tensor], layout: Layout, tasks: int) -> list[Tensor]:
-    """All starts with a task dimension, if one has it."""
-    shapes = layout.shapes.values()
-    if all(s.dim() == len(shape) for s, shape in zip(starts, shapes, strict=True)):
-        return starts
-    return [s if s.dim() > len(shape) else s.expand(tasks, *shape) for s, shape in zip(starts, shapes, strict=True)]
-
-
-def _flat(starts: list[Tensor], layout: Layout, tasks: int) -> Tensor:
-    """`[P]` or `[T, P]`, detached."""
-    with torch.no_grad():
-        full = _expanded(starts, layout, tasks)
-        single = full is starts
-        return torch.cat([s.reshape(-1) if single else s.reshape(tasks, -1) for s in full], -1)
-
-
-def _plain(batch: TaskBatch) -> TaskBatch:
-    """The batch detached and without gaps, as the ops read it; itself where it is so."""
-    from metafast.data import TaskBatch
-
-    values = {f: getattr(batch, f) for f in TaskBatch.__dataclass_fields__}
-    if all(v is None or v.is_contiguous() and not v.requires_grad for v in values.values()):
-        return batch
-    return TaskBatch(**{f: None if v is None else v.detach().contiguous() for f, v in values.items()})
-
-
-def _tasks(batch: TaskBatch, kept: list[int]) -> TaskBatch:
-    from metafast.data import TaskBatch
-
-    values = {f: getattr(batch, f) for f in TaskBatch.__dataclass_fields__}
-    return TaskBatch(**{f: None if v is None else v[kept] for f, v in values.items()})
-
-
-def _width(norms: Sequence[Any]) -> int:
-    return sum(2 * norm.channels for norm in norms)
-
-
-def _why_loop(call: Call) -> str | None:
-    """What only the loop over tasks can do."""
-    batch = call.batch
-    if batch.support_mask is not None or batch.query_mask is not None:
-        return "tasks have different numbers of examples"
-    if batch.classes is not None:
-        return "tasks have different numbers of classes"
-    return None
-
-
-def _loss(loss: Any, smoothing: float) -> tuple[Loss | None, Callable[[Tensor, Tensor], Tensor], str | None]:
-    """(what a program ends in, the loss as a function, why it has no compiled form)."""
-    if loss == "cross_entropy" or loss is F.cross_entropy:
-        return Loss.CROSS_ENTROPY, partial(F.cross_entropy, label_smoothing=smoothing), None
-    if loss == "mse" or loss is F.mse_loss:
-        return Loss.MSE, F.mse_loss, None
-    if isinstance(loss, str):
-        raise ValueError(
-            f"loss={loss!r} is unknown; choose 'cross_entropy', 'mse', or a function (logits, targets) -> scalar"
-        )
-    if not callable(loss):
-        raise TypeError(f"loss must be a name or a function, got {type(loss).__name__}")
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean":
-        return Loss.CROSS_ENTROPY, loss, None
-    if isinstance(loss, nn.MSELoss) and loss.reduction == "mean":
-        return Loss.MSE, loss, None
-    return None, loss, f"loss: {getattr(loss, '__name__', type(loss).__name__)} is a function of the user"
-
-
-__all__ = ["SGD", "Adam", "InnerLoop"]

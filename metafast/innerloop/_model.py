@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class NormLayer:
-    """A batch norm: the name of its layer, where its statistics begin, its channels, the buffers of its running ones."""
+    """A batch norm: its name, where its statistics begin, its channels, the names of its running statistics."""
 
     name: str
     offset: int

@@ -62,8 +62,7 @@ class Tracer(TorchFunctionMode):
         self.stack: list[str] = []
         self.params = {id(p): index for index, p in enumerate(model.parameters())}
         self.buffers = {id(b): name for name, b in model.named_buffers()}
-        self.counters = {id(m.num_batches_tracked) for m in model.modules()
-                         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_batches_tracked is not None}  # fmt: skip
+        self.counters = {id(b) for name, b in model.named_buffers() if name.endswith("num_batches_tracked")}
         self.values: list[tuple[int, int, int]] = []
         self.instructions: list[Instruction] = []
         self.layers: list[tuple[str, str]] = []

@@ -35,7 +35,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    _, (c, h, w) = t.map(input)
+    _, (_, h, w) = t.map(input)
     if input.dim() != 4:
         raise t.fail("conv2d of an input that is not [N, C, H, W]")
     index, bias_index = t.param(weight, "weight"), t.param(bias, "bias")
@@ -102,7 +102,8 @@ def _layer_norm(
     _, shape = t.map(input)
     if tuple(normalized_shape) != tuple(input.shape[1:]):
         raise t.fail(
-            f"layer norm over {tuple(normalized_shape)} of examples of {tuple(input.shape[1:])}; only over all of an example"
+            f"layer norm over {tuple(normalized_shape)} of examples of {tuple(input.shape[1:])}; it compiles only "
+            "over all of an example"
         )
     return t.emit(
         Opcode.LAYER_NORM, input, shape, input, weight=t.param(weight, "weight"), bias=t.param(bias, "bias"),
@@ -367,7 +368,10 @@ HANDLERS: dict[Any, Callable[..., Tensor]] = {
     "to": shapes.same,
     "float": shapes.to_float,
     "clone": shapes.clone,
-} | dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _other_dropout)
+}
+HANDLERS.update(
+    dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), _other_dropout)
+)
 _PROPERTIES = "shape ndim dtype device requires_grad is_cuda is_nested layout is_leaf grad_fn"
 FREE = {getattr(Tensor, name).__get__ for name in _PROPERTIES.split()}
 FREE_NAMES = set(

@@ -242,16 +242,17 @@ def inner_loop(device: str, dtype: torch.dtype, seed: int) -> list[tuple[Any, ..
         if multi:
             query_weights = torch.linspace(0.0, 0.7, steps + 1, dtype=torch.float64)
         task_weights = torch.tensor([0.5, 0.0, 1.5], dtype=torch.float64, device=device) if weighted else None
-        outputs = (
+        outputs: list[Tensor | None] = [
             weights.new_zeros(tasks), weights.new_zeros(tasks, steps), weights.new_zeros(tasks, steps + 1),
-            weights.new_zeros(tasks, queries, program.classes), torch.zeros_like(weights), data.to(torch.zeros_like(rates)),
+            weights.new_zeros(tasks, queries, program.classes), torch.zeros_like(weights),
+            data.to(torch.zeros_like(rates)),
             None if program.tokens else torch.zeros_like(s[0]), None if program.tokens else torch.zeros_like(q[0]),
             weights.new_zeros(tasks, program.numel), weights.new_zeros(steps + 1, program.stats),
-        )  # fmt: skip
+        ]  # fmt: skip
         if index == 1:  # only what a plain call needs
-            outputs = (outputs[0], None, None, None, outputs[4], None, None, None, None, None)
+            outputs = [output if i in (0, 4) else None for i, output in enumerate(outputs)]
         samples.append((
-            *data.vectors, weights, data.to(rates), *s, *q, data.classes(), batches, data.stats(steps + 1), query_weights,
-            task_weights, steps, order, *rule, 0.99, 1e-8, decay, prox, 5, 1, -1, *outputs,
+            *data.vectors, weights, data.to(rates), *s, *q, data.classes(), batches, data.stats(steps + 1),
+            query_weights, task_weights, steps, order, *rule, 0.99, 1e-8, decay, prox, 5, 1, -1, *outputs,
         ))  # fmt: skip
     return samples

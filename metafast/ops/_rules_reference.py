@@ -38,9 +38,9 @@ class Rule:
         if self.kind == 1:
             self.m = d if self.m is None else self.momentum * self.m + d
             return self.m
-        first = self.m is None
-        self.m = (1 - self.momentum) * d if first else self.momentum * self.m + (1 - self.momentum) * d
-        self.v = (1 - self.beta2) * d * d if first else self.beta2 * self.v + (1 - self.beta2) * d * d
+        m, v = (1 - self.momentum) * d, (1 - self.beta2) * d * d
+        self.m = m if self.m is None else self.momentum * self.m + m
+        self.v = v if self.v is None else self.beta2 * self.v + v
         t = len(self.kept) + 1
         m_hat, v_hat = self.m / (1 - self.momentum**t), self.v / (1 - self.beta2**t)
         self.kept.append((d, m_hat, v_hat))

@@ -35,7 +35,7 @@ Shapes: T tasks, S support and Q query examples, K steps, C logits, P parameters
     batches        int64 [K, B] or [T, K, B]: the support examples of each step; None: all
     stats          [1 or K+1, S_total]: fixed statistics of batch norms of mode 1, row k at θ_k
     query_weights  float64 [K+1]; a pass whose weight is 0 is skipped, but for the logits and row K of batch_stats
-    task_weights   float64 [T]; a task of weight 0 takes no part in any gradient, nor in batch_stats, whatever its values
+    task_weights   float64 [T]; a task of weight 0 takes no part in any gradient, nor in batch_stats, whatever it holds
     task_losses [T], support_losses [T, K], query_losses [T, K+1] (NaN: skipped), logits [T, Q, C] at θ_K (padding 0)
     adapted [T, P] is θ_K; batch_stats [K+1, S_total] are the means over tasks of each batch norm's mean and unbiased
     variance in the support pass at θ_k, and in row K in the query pass at θ_K

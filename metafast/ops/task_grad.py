@@ -6,9 +6,9 @@
 
 `program` and `attributes` are described in `_program.py`; T tasks, N examples, P parameters, C logits. `weights` is
 `[P]` or `[T, P]`; x `[T, N, ...]` has their dtype or is int64 tokens; y is int64 `[T, N]` or, for mean squared error,
-`[T, N, C]`; `mask` (bool `[T, N]`) leaves padding out of everything; with `classes` (int64 `[T]`) task t has the classes
-0 .. classes[t] - 1; `stats` `[1, S]` are the fixed statistics of batch norms. `seed`, `step` and `first_task` choose the
-elements that dropout keeps (`_dropout_hash.py`).
+`[T, N, C]`; `mask` (bool `[T, N]`) leaves padding out of everything; with `classes` (int64 `[T]`) task t has the
+classes 0 .. classes[t] - 1; `stats` `[1, S]` are the fixed statistics of batch norms. `seed`, `step` and `first_task`
+choose the elements that dropout keeps (`_dropout_hash.py`).
 """
 
 from __future__ import annotations
