@@ -1,0 +1,1 @@
+"""How long a meta-batch of tasks takes to make."""
