@@ -9,26 +9,35 @@
 namespace mf::cuda {
 namespace {
 
-// One mma.m16n8k8 of a warp: operands lose what TF32 does not hold, sums are fp32.
+// The mma.m16n8k8 of a warp: operands lose what TF32 does not hold, sums are fp32.
 template <class Tile>
 void multiply_fragments(typename Tile::Thread* warp, const typename Tile::Fragments* f) {
   const auto tf32 = [](uint32_t bits) { return bits_float(bits & 0xffffe000u); };
-  for (int i = 0; i < 2; ++i)
+  float a[2][32][8], b[2][8][32];  // [hi, lo]
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 2; ++i)
+      for (int r = 0; r < 4; ++r) {
+        const int row = 16 * i + lane / 4 + r % 2 * 8, k = lane % 4 + r / 2 * 4;
+        a[0][row][k] = tf32(f[lane].a_hi[i][r]), a[1][row][k] = tf32(f[lane].a_lo[i][r]);
+      }
     for (int j = 0; j < 4; ++j)
-      for (int product = 0; product < 3; ++product)  // lo hi, hi lo, hi hi
-        for (int lane = 0; lane < 32; ++lane)
-          for (int r = 0; r < 4; ++r) {
-            const int row = lane / 4 + r / 2 * 8, column = lane % 4 * 2 + r % 2;
-            float sum = warp[lane].part[(i * 4 + j) * 4 + r];
-            for (int k = 0; k < 8; ++k) {
-              const auto& fa = f[row % 8 * 4 + k % 4];
-              const auto& fb = f[column * 4 + k % 4];
-              const int ra = row / 8 + k / 4 * 2, rb = k / 4;
-              sum += tf32(product == 0 ? fa.a_lo[i][ra] : fa.a_hi[i][ra]) *
-                     tf32(product == 1 ? fb.b_lo[j][rb] : fb.b_hi[j][rb]);
-            }
-            warp[lane].part[(i * 4 + j) * 4 + r] = sum;
-          }
+      for (int r = 0; r < 2; ++r) {
+        const int column = 8 * j + lane / 4, k = lane % 4 + r * 4;
+        b[0][k][column] = tf32(f[lane].b_hi[j][r]), b[1][k][column] = tf32(f[lane].b_lo[j][r]);
+      }
+  }
+  for (int row = 0; row < 32; ++row) {
+    float sums[32];
+    const auto at = [&](int column) -> float& {
+      const int lane = row % 8 * 4 + column % 8 / 2, r = row % 16 / 8 * 2 + column % 2;
+      return warp[lane].part[(row / 16 * 4 + column / 8) * 4 + r];
+    };
+    for (int column = 0; column < 32; ++column) sums[column] = at(column);
+    for (const auto& [p, q] : {std::pair(1, 0), std::pair(0, 1), std::pair(0, 0)})
+      for (int k = 0; k < 8; ++k)
+        for (int column = 0; column < 32; ++column) sums[column] += a[p][row][k] * b[q][k][column];
+    for (int column = 0; column < 32; ++column) at(column) = sums[column];
+  }
 }
 
 template <class Tile>
