@@ -113,8 +113,8 @@ struct NormPool {
   T* chosen(T* aux) const { return slot(aux, chunks(x.n)); }
   T* chosen_t(T* aux) const { return chosen(aux) + pooled_size(); }
   int64_t pooled_row(int64_t i, int64_t p) const { return (i * (x.h / 2) + p) * (x.w / 2) * x.cp; }
-  // A strip's pixels or windows, such that what it reads stays in the first cache for all groups of channels.
-  int64_t strip() const { return std::max<int64_t>(8, 2048 / x.cp); }
+  // Pixels or windows of a strip: few, so that memory is read nearly in order although channels go by groups.
+  int64_t strip() const { return std::max<int64_t>(8, 256 / x.cp); }
 
   template <class F>
   void each_chunk(int64_t n, Team& team, const F& f) const {
@@ -193,7 +193,7 @@ void NormPool<T>::forward_rows(const T* px, const T* w, T* aux, uint8_t* bytes, 
     const int64_t pooled = pooled_row(i, r / 2);
     T* best = chosen(aux) + pooled;
     strips(windows, [&](int64_t at, int64_t length) {
-      rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+      rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
         const T* from = top + 2 * at * cp + k;
         rows::pool_sums<T, decltype(width)::value>(from, from + row, length, cp, shift + k, sign + k, first + k,
                                                    second + k, best + at * cp + k, bytes + pooled + at * cp + k);
@@ -246,7 +246,7 @@ void NormPool<T>::forward_finish(const T* px, const T* w, const T* b, const T* f
     if (pool) {
       for (int64_t r = 0; r < y.h; ++r) {
         const int64_t at = pooled_row(i, r);
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           rows::normalize_pooled<T, decltype(width)::value>(chosen(aux) + at + k, py + y.at(i, r, 0) + k,
                                                             bytes + at + k, y.w, cp, mean + k, scale + k, bias + k);
         });
@@ -254,7 +254,7 @@ void NormPool<T>::forward_finish(const T* px, const T* w, const T* b, const T* f
       return;
     }
     for (int64_t r = 0; r < x.h; ++r)
-      rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+      rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
         const T* from = px + x.at(i, r, 0) + k;
         T* to = py + y.at(i, r, 0) + k;
         constexpr int N = decltype(width)::value;
@@ -285,7 +285,7 @@ void NormPool<T>::backward_sums(const T* px, const T* w, T* aux, const uint8_t* 
       if (i == chunk * chunk_images()) clear_slot(s);
       for (int64_t r = 0; r < dy.h; ++r) {
         const T* from = pool ? chosen(aux) + pooled_row(i, r) : px + x.at(i, r, 0);
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           rows::gradient_sums<T, decltype(width)::value, gate>(
               from + k, pdy + dy.at(i, r, 0) + k, pool ? bytes + pooled_row(i, r) + k : nullptr, dy.w, cp,
               aux + kMean * cp + k, aux + kScale * cp + k, aux + kBias * cp + k, s + kFirst * cp + k,
@@ -318,14 +318,14 @@ void NormPool<T>::backward_rows(const T* px, const T*, const T* aux, const uint8
   const auto run = [&](auto adds) {
     constexpr bool kAdd = decltype(adds)::value;
     const auto uncovered = [&](const T* a, T* o, int64_t pixels) {
-      rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+      rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
         rows::gradient_uncovered<T, decltype(width)::value, kAdd>(a + k, o + k, pixels, cp, mean + k, by_x + k,
                                                                   constant + k);
       });
     };
     if (!pool) {
       for (int64_t r = r0; r < r1; ++r, from += x.row(), out += row)
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           constexpr int N = decltype(width)::value;
           const T* d = pdy + dy.at(i, r, 0) + k;
           if (relu)
@@ -341,7 +341,7 @@ void NormPool<T>::backward_rows(const T* px, const T*, const T* aux, const uint8
       const T* d = pdy + dy.at(i, r / 2, 0);
       const uint8_t* place = bytes + pooled_row(i, r / 2);
       strips(windows, [&](int64_t at, int64_t length) {
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           rows::pool_gradient<T, decltype(width)::value, kAdd>(from + 2 * at * cp + k, x.row(), d + at * cp + k,
                                                                place + at * cp + k, out + 2 * at * cp + k, row, length,
                                                                cp, mean + k, scale + k, by_x + k, constant + k);

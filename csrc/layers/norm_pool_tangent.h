@@ -22,7 +22,7 @@ void NormPool<T>::forward_tangent_rows(const T* px, T* aux, const uint8_t* bytes
   int64_t at = x.at(i, r0, 0);
   const auto plain = [&](int64_t start, int64_t pixels) {
     strips(pixels, [&](int64_t p, int64_t length) {
-      rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+      rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
         const int64_t from = start + p * cp + k;
         rows::tangent_sums<T, decltype(width)::value>(px + from, pxt + from, length, cp, mean + k, first + k,
                                                       second + k);
@@ -37,7 +37,7 @@ void NormPool<T>::forward_tangent_rows(const T* px, T* aux, const uint8_t* bytes
   for (int64_t r = r0; r + 2 <= r1; r += 2, at += 2 * x.row()) {
     const int64_t pooled = pooled_row(i, r / 2);
     strips(windows, [&](int64_t p, int64_t length) {
-      rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+      rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
         const int64_t from = at + 2 * p * cp + k, to = pooled + p * cp + k;
         rows::pool_tangent_sums<T, decltype(width)::value>(px + from, pxt + from, x.row(), x.row(), bytes + to, length,
                                                            cp, mean + k, first + k, second + k, chosen_t(aux) + to);
@@ -74,7 +74,7 @@ void NormPool<T>::forward_tangent_finish(const T* px, const T* w, T* aux, const 
         const int64_t pooled = pool ? pooled_row(i, r) : 0;
         const T* from = pool ? chosen(aux) + pooled : px + x.at(i, r, 0);
         const T* from_t = pool ? (pxt != nullptr ? chosen_t(aux) : chosen(aux)) + pooled : tangents + x.at(i, r, 0);
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           rows::tangent<T, decltype(width)::value, gate>(
               from + k, from_t + k, pyt + y.at(i, r, 0) + k, pool ? bytes + pooled + k : nullptr, y.w, cp,
               aux + kMean * cp + k, aux + kMeanT * cp + k, aux + kYByX * cp + k, aux + kYByXt * cp + k,
@@ -109,7 +109,7 @@ void NormPool<T>::backward_tangent_sums(const T* px, const T* w, T* aux, const u
         const int64_t pooled = pool ? pooled_row(i, r) : 0, at = x.at(i, r, 0), at_dy = dy.at(i, r, 0);
         const T* from = pool ? chosen(aux) + pooled : px + at;
         const T* from_t = !has_xt ? from : (pool ? chosen_t(aux) + pooled : pxt + at);
-        rows::for_groups<T, 2>(cp, [&](auto width, int64_t k) {
+        rows::for_groups<T, 4>(cp, [&](auto width, int64_t k) {
           rows::gradient_tangent_sums<T, decltype(width)::value, gate, has_xt>(
               from + k, from_t + k, pdy + at_dy + k, pdyt + at_dy + k, pool ? bytes + pooled + k : nullptr, dy.w, cp,
               aux + kMean * cp + k, aux + kMeanT * cp + k, aux + kScale * cp + k, aux + kBias * cp + k,
