@@ -88,7 +88,7 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
     left = count - len(kept["dropped"])
     # the learner's loss is the mean over what is left of its share, times its share of all tasks
     _add_up(list(maml.parameters()), left / (tasks - len(dropped)) * tasks / count)
-    _average_buffers(maml)
+    _average_buffers(maml, left / (tasks - len(dropped)))
     names = next(part.keys() for _, part in parts if len(part) > 1)
     merged: dict[str, Any] = {
         key: torch.cat([part[key] if key in part else torch.full((count,), torch.nan) for _, part in parts])
@@ -113,10 +113,9 @@ def _add_up(parameters: list[nn.Parameter], scale: float) -> None:
             learned[index].grad = part.view_as(learned[index])
 
 
-def _average_buffers(module: nn.Module) -> None:
-    """Recorded statistics are means over tasks, hence over processes."""
-    _, size = world()
+def _average_buffers(module: nn.Module, weight: float) -> None:
+    """Recorded statistics are means over tasks, hence weighted means over processes."""
     for buffer in module.buffers():
         if buffer.is_floating_point() and buffer.numel():
+            buffer.mul_(weight)
             dist.all_reduce(buffer)
-            buffer /= size

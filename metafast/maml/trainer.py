@@ -126,9 +126,7 @@ class Trainer:
         if not isinstance(maml, MetaLearner):
             raise TypeError(f"maml must be an algorithm of metafast.maml, got {type(maml).__name__}")
         if isinstance(train, Iterator):
-            raise TypeError(
-                "train must be iterable again and again, such as metafast.data.episodes(...), not an iterator"
-            )
+            raise TypeError("train must be iterable more than once, as metafast.data.episodes(...) is, not an iterator")
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be positive, got {clip!r}")
         if max_minutes is not None and not max_minutes > 0:
@@ -229,7 +227,7 @@ class Trainer:
         }
 
     def _loop(self, state: _State, run: Run | None, objects: dict[str, Any], bar: Progress) -> None:
-        maml, window = self.maml, _Window()
+        maml, window = self.maml, _Window(state.window)
         maml.train()
         if self.val is not None and state.step == 0 and state.score is None:
             self._validate(state, run, bar)
@@ -256,7 +254,7 @@ class Trainer:
                     skipped=state.skipped,
                 )
                 bar.update(state.step, row)
-                window = _Window()
+                window = _Window({})
             else:
                 bar.update(state.step, {})
             late = self._is_late(state)
@@ -267,7 +265,7 @@ class Trainer:
             elif self.patience is not None and state.waited >= self.patience:
                 state.stopped = "patience"
             if run is not None and (state.stopped or state.step % self.save_every == 0):
-                state.seconds = self._seconds()
+                state.seconds, state.window = self._seconds(), window.sums
                 run.save(state.step, maml, self.optimizer, extras=state.extras(), **objects)
         state.seconds = self._seconds()
         if run is not None:
@@ -344,6 +342,7 @@ class _State:
         self.skipped = 0
         self.seconds = 0.0
         self.stopped: str | None = None
+        self.window: dict[str, list[float]] = {}  # of the row that is not yet written
 
     def extras(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "step"}
@@ -356,23 +355,22 @@ class _State:
 class _Window:
     """Means over the steps between two rows of the record."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
-        self._seconds = 0.0
-        self._tasks = 0
+    def __init__(self, sums: dict[str, list[float]]) -> None:
+        self.sums = sums
 
     def add(self, metrics: dict[str, Any], norm: float | None, seconds: float) -> None:
-        for key in ("loss", "accuracy", "mse"):
-            if key in metrics:
-                self._sums.setdefault(key, []).append(float(metrics[key][metrics["loss"].isfinite()].mean()))
+        losses = metrics["loss"]
+        finite = losses.isfinite()
+        found = {key: float(metrics[key][finite].mean()) for key in ("loss", "accuracy", "mse") if key in metrics}
         if norm is not None:
-            self._sums.setdefault("grad_norm", []).append(norm)
-        self._seconds += seconds
-        self._tasks += len(metrics["loss"])
+            found["grad_norm"] = norm
+        for key, value in {**found, "seconds": seconds, "tasks": float(len(losses))}.items():
+            self.sums.setdefault(key, []).append(value)
 
     def row(self) -> dict[str, float]:
-        means = {key: sum(values) / len(values) for key, values in self._sums.items()}
-        return {**means, "tasks_per_second": self._tasks / max(self._seconds, 1e-9)}
+        means = {key: sum(values) / len(values) for key, values in self.sums.items()}
+        speed = means.pop("tasks") / max(means.pop("seconds"), 1e-9)
+        return {**means, "tasks_per_second": speed}
 
 
 def forever(episodes: Iterable[TaskBatch]) -> Iterator[TaskBatch]:

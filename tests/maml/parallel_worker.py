@@ -1,0 +1,76 @@
+"""One of two processes of the data-parallel tests; writes what it found as JSON. Run by test_parallel.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from metafast.data import TaskBatch, episodes
+from metafast.maml import MAML, MAMLpp, Reptile, Trainer
+from metafast.maml._parallel import meta_gradient
+from metafast.models import SinusoidMLP
+from tests.maml.maml_cases import Net, make_batch
+
+TASKS = 5  # two and three: shares need not be equal
+
+
+def with_nan(batch: TaskBatch) -> TaskBatch:
+    x = batch.support_x.clone()
+    x[0, 0] = torch.nan
+    return TaskBatch(x, batch.support_y, batch.query_x, batch.query_y)
+
+
+def cases() -> dict[str, Any]:
+    return {
+        "maml": lambda: MAML(Net(), 0.3, 3),
+        "maml, dropped": lambda: MAML(Net(), 0.3, 3, on_nan="drop"),
+        "mamlpp": lambda: MAMLpp(Net(), 0.3, 3, statistics="per_step", momentum=1.0),
+        "reptile": lambda: Reptile(Net(), 0.3, 3, inner_batch=2),
+    }
+
+
+def found(maml: Any, batch: TaskBatch) -> dict[str, Any]:
+    metrics = meta_gradient(maml, batch)
+    return {
+        "grads": {name: p.grad.flatten().tolist() for name, p in maml.named_parameters()},
+        "accuracy": metrics["accuracy"].tolist(),
+        "dropped": metrics["dropped"],
+        "buffers": {name: b.flatten().tolist() for name, b in maml.named_buffers() if b.is_floating_point()},
+    }
+
+
+def gradients() -> dict[str, Any]:
+    batch = make_batch(tasks=TASKS)
+    return {name: found(make(), with_nan(batch) if "dropped" in name else batch) for name, make in cases().items()}
+
+
+def trained(folder: str, rank: int, size: int, steps: int, resume: bool) -> list[float]:
+    maml = MAML(SinusoidMLP((8, 8), seed=0).double(), 0.01, 2, loss="mse")
+    val = episodes("sinusoid", split="val", shots=5, queries=5, tasks=4, seed=1)
+    train = episodes("sinusoid", shots=5, queries=5, tasks=4, seed=0, rank=rank, world_size=size)
+    Trainer(
+        maml, train, steps, val=val, val_every=4, val_episodes=4, output=folder, name=f"{size}-processes",
+        resume=resume, progress=False,
+    ).fit()  # fmt: skip
+    return torch.cat([p.detach().flatten() for p in maml.parameters()]).tolist()
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo")
+    results: dict[str, Any] = {"gradients": gradients()}
+    results["half"] = trained(folder, rank, size, 4, False)
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,84 @@
+"""Data parallel over tasks: two gloo processes give the meta-gradient and the weights of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from metafast.runs import Run
+from tests.maml import parallel_worker
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="needs torch.distributed with gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two processes left what they found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = Path(__file__).resolve().parents[2]
+    environment = {
+        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("parallel_worker.py")), str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = []
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", parallel_worker.cases())
+def test_two_processes_give_the_meta_gradient_of_one(ranks, case):
+    expected = parallel_worker.gradients()[case]
+    for rank in ranks:
+        actual = rank["gradients"][case]
+        assert actual["dropped"] == expected["dropped"]
+        for key in ("grads", "buffers"):
+            assert set(actual[key]) == set(expected[key])
+            for name, values in expected[key].items():
+                actual_values = torch.tensor(actual[key][name])
+                torch.testing.assert_close(actual_values, torch.tensor(values), rtol=1e-6, atol=1e-7)
+        kept = [task for task in range(parallel_worker.TASKS) if task not in expected["dropped"]]
+        assert [actual["accuracy"][task] for task in kept] == pytest.approx([expected["accuracy"][t] for t in kept])
+    assert ranks[0]["gradients"][case]["grads"] == ranks[1]["gradients"][case]["grads"]  # bit for bit
+
+
+def test_dropped_tasks_were_counted(ranks):
+    assert ranks[0]["gradients"]["maml, dropped"]["dropped"] == [0]
+
+
+def test_two_processes_train_to_the_weights_of_one(ranks, folder, tmp_path):
+    alone = parallel_worker.trained(str(tmp_path), 0, 1, 4, False)
+    assert ranks[0]["half"] == ranks[1]["half"]
+    torch.testing.assert_close(torch.tensor(ranks[0]["half"]), torch.tensor(alone), rtol=0, atol=1e-6)
+    record = Run.open(folder / "2-processes")
+    assert record.status == "finished" and record.config["processes"] == 2
