@@ -1,4 +1,4 @@
-"""Argument tuples of `inner_loop` for convolutions as real models have them: tiles of every kind, split sums, strides."""
+"""Arguments of `inner_loop` for convolutions as real models have them: tiles of every kind, split sums, strides."""
 
 from __future__ import annotations
 

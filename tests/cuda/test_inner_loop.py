@@ -93,7 +93,12 @@ def test_long_sums_keep_single_precision(driver: dict[str, Run]) -> None:
     for dtype, run in ((torch.float64, ops.REGISTRY["task_grad"].reference), (torch.float32, driver["task_grad"])):
         data = _Data(program, "cpu", dtype, 0, 2, masked=False)
         weights, (x, y, _) = data.weights(per_task=True), data.examples(16)
-        out = [weights.new_zeros(2), weights.new_zeros(2, 16, 8), weights.new_zeros(2, program.numel), torch.zeros_like(x)]
+        out = [
+            weights.new_zeros(2),
+            weights.new_zeros(2, 16, 8),
+            weights.new_zeros(2, program.numel),
+            torch.zeros_like(x),
+        ]
         run(*data.vectors, weights, x, y, None, None, None, 0, 0, 0, *out)
         results[dtype] = out
     for found, want in zip(results[torch.float32], results[torch.float64], strict=True):
