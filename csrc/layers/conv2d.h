@@ -7,6 +7,7 @@
 //   backward_input   dx = Σ a ⋆ᵀ b             terms (dy, w)     tangent: (dẏ, w), (dy, ẇ)
 //   backward_weight  dw = Σ a ⊗ b              terms (x, dy)     tangent: (ẋ, dy), (x, dẏ)
 //
+// Float convolutions of 3x3, stride 1 and padding 1 go by Winograd's transforms where that pays (winograd.h).
 // A term with a null pointer is left out; with no term left the result is the bias, or 0. At most two terms.
 #include <array>
 #include <cstdint>
@@ -20,6 +21,7 @@
 #include "layers/conv2d_transpose.h"
 #include "layers/map.h"
 #include "layers/team.h"
+#include "layers/winograd_passes.h"
 
 namespace mf {
 inline namespace MF_ISA {
@@ -78,6 +80,7 @@ class Conv2d {
   conv::GatherShape input_shape(int64_t group) const {
     return {group * co_, group * ci_, ci_, g_.groups == 1 || ci_ % kLanePad == 0};
   }
+  bool by_winograd(int64_t n) const { return winograd_ && winograd::Grid(y_.h, y_.w).pays(n); }
   static int compact(const Term* terms, int count, std::array<Term, conv::kMaxTerms>* kept);
   template <class F>
   void for_each_weight(const F& f) const;  // f(torch index, packed index)
@@ -85,11 +88,11 @@ class Conv2d {
   Map x_, y_, dy_, dx_;
   Geometry g_;
   int64_t ci_ = 0, co_ = 0;  // of a group
-  bool depthwise_ = false;
+  bool depthwise_ = false, winograd_ = false;
   int64_t group_size_ = 0, packed_size_ = 0, group_transposed_ = 0, transposed_size_ = 0;
   conv::Positions forward_, weight_;  // (x, y) and (x, dy)
   std::vector<int32_t> offset_;       // of each row, or of each tap when depthwise, in x
-  std::vector<int32_t> tap_;          // 0, 1, ...
+  std::vector<int32_t> count_;        // 0, 1, ...: taps, or rows of a Winograd point
   std::vector<Class> classes_;
 };
 

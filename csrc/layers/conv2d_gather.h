@@ -61,10 +61,9 @@ struct GatherShape {
 };
 
 template <class T>
-void gather_block(const Position* at, int64_t positions, const std::vector<int32_t>& offset, const ConvTerm<T>* term,
+void gather_block(const Position* at, int64_t positions, const int32_t* offset, int64_t rows, const ConvTerm<T>* term,
                   int count, const GatherShape& s, const T* init, bool accumulate, T* y) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
-  const int64_t rows = static_cast<int64_t>(offset.size());
   const Tiles panel = panels(s.channels, kLanes);
   for (int64_t p = 0; p < panel.count; ++p) {
     const int64_t begin = panel.begin(p), vecs = panel.begin(p + 1) - begin, width = vecs * kLanes;
@@ -77,8 +76,8 @@ void gather_block(const Position* at, int64_t positions, const std::vector<int32
     for (int64_t pass = 0; pass < (whole ? 1 : count * part.count); ++pass) {
       int runs = 0;
       const auto add = [&](int t, int64_t first, int64_t last) {
-        run[runs++] = {term[t].a + s.in_channel, term[t].b + rows * begin * kLanes + first * width,
-                       offset.data() + first, last - first};
+        run[runs++] = {term[t].a + s.in_channel, term[t].b + rows * begin * kLanes + first * width, offset + first,
+                       last - first};
       };
       if (whole) {
         for (int t = 0; t < count; ++t) add(t, 0, rows);

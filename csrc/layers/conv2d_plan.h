@@ -2,7 +2,7 @@
 
 // Conv2d's offset tables and its three passes; included at the end of conv2d.h.
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 
 namespace mf {
 inline namespace MF_ISA {
@@ -54,10 +54,13 @@ Conv2d<T>::Conv2d(const Map& x, const Map& y, const Geometry& g, const Map& dy, 
   forward_ = conv::make_positions(x, y, 0, 0, 1, 1, read_x);
   weight_ = conv::make_positions(x, dy, 0, 0, 1, 1, read_x);
   for (int64_t k = 0; k < taps(); ++k) {
-    tap_.push_back(static_cast<int32_t>(k));
     for (int64_t c = 0; c < (depthwise_ ? 1 : ci_); ++c)
       offset_.push_back(conv::narrow(k / g.kw * x.row() + k % g.kw * x.cp + c));
   }
+  winograd_ = sizeof(T) == 4 && g.groups == 1 && g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.ph == 1 &&
+              g.pw == 1 && x.cp % kLanePad == 0 && winograd::pays(x.c, y.c);
+  count_.resize(static_cast<size_t>(std::max(taps(), winograd_ ? std::max(x.c, y.c) : 0)));
+  std::iota(count_.begin(), count_.end(), 0);
   if (dx.n == 0) return;
   group_transposed_ = depthwise_ ? 0 : taps() * co_ * padded_channels(ci_);
   transposed_size_ = g.groups * group_transposed_;
@@ -71,8 +74,9 @@ Conv2d<T>::Conv2d(const Map& x, const Map& y, const Geometry& g, const Map& dy, 
         return dy.at(i, (yy + g.ph - a) / g.sh, (xx + g.pw - b) / g.sw);
       });
       if (c.positions.per_image == 0) continue;
-      for (int64_t kh = a; kh < g.kh; kh += g.sh)
-        for (int64_t kw = b; kw < g.kw; kw += g.sw) {
+      // The last tap first, so that the transposed filter is turned as well.
+      for (int64_t kh = a + (g.kh - 1 - a) / g.sh * g.sh; kh >= a && a < g.kh; kh -= g.sh)
+        for (int64_t kw = b + (g.kw - 1 - b) / g.sw * g.sw; kw >= b && b < g.kw; kw -= g.sw) {
           c.tap.push_back(static_cast<int32_t>(kh * g.kw + kw));
           for (int64_t o = 0; o < (depthwise_ ? 1 : co_); ++o)
             c.offset.push_back(conv::narrow(o - (kh - a) / g.sh * dy.row() - (kw - b) / g.sw * dy.cp));
@@ -124,17 +128,19 @@ template <class T>
 void Conv2d<T>::forward(const Term* terms, int count, const T* bias, T* y, int64_t n, Team& team) const {
   std::array<Term, conv::kMaxTerms> term;
   const int kept = compact(terms, count, &term);
+  if (kept > 0 && by_winograd(n)) return winograd::gather(x_, y_, count_, term.data(), kept, bias, false, y, n, team);
   conv::for_each_block(forward_, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
     std::array<Term, conv::kMaxTerms> here = term;
     for (auto& t : here) t.a += image * forward_.in_image;
     T* out = y + image * forward_.out_image;
     const conv::Position* at = forward_.at.data() + first;
     if (depthwise_) {
-      conv::depthwise_block(here.data(), kept, offset_, tap_, y_.cp, at, last - first, bias, false, out);
+      conv::depthwise_block(here.data(), kept, offset_, count_, y_.cp, at, last - first, bias, false, out);
       return;
     }
     for (int64_t g = 0; g < g_.groups; ++g) {
-      conv::gather_block(at, last - first, offset_, here.data(), kept, forward_shape(g), bias, false, out);
+      conv::gather_block(at, last - first, offset_.data(), rows(), here.data(), kept, forward_shape(g), bias, false,
+                         out);
       for (auto& t : here) t.b += group_size_;
     }
   });
@@ -158,6 +164,10 @@ void Conv2d<T>::backward_input(const Term* terms, int count, T* dx, bool accumul
     });
     for (int t = 0; t < kept; ++t) term[static_cast<size_t>(t)].b = scratch + t * transposed_size_;
   }
+  if (kept > 0 && by_winograd(n)) {
+    const T* none = nullptr;
+    return winograd::gather(dy_, dx_, count_, term.data(), kept, none, accumulate, dx, n, team);
+  }
   for (const Class& c : classes_)
     conv::for_each_block(c.positions, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
       std::array<Term, conv::kMaxTerms> here = term;
@@ -171,7 +181,8 @@ void Conv2d<T>::backward_input(const Term* terms, int count, T* dx, bool accumul
       }
       for (auto& t : here) t.b += c.rows_before * padded_channels(ci_);
       for (int64_t g = 0; g < g_.groups; ++g) {
-        conv::gather_block(at, last - first, c.offset, here.data(), kept, input_shape(g), none, accumulate, out);
+        conv::gather_block(at, last - first, c.offset.data(), static_cast<int64_t>(c.offset.size()), here.data(), kept,
+                           input_shape(g), none, accumulate, out);
         for (auto& t : here) t.b += group_transposed_;
       }
     });
@@ -185,6 +196,7 @@ void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumu
     if (!accumulate) std::fill(dw, dw + packed_size_, T(0));
     return;
   }
+  if (by_winograd(n)) return winograd::outer(x_, dy_, count_, term.data(), kept, accumulate, dw, n, team);
   // Work is divided over rows of the result, never over positions: the order of the sums stays.
   const int64_t positions = weight_.per_image * n;
   const bool exact = forward_shape(0).exact, many = positions >= conv::kFewPositions && rows() >= conv::kPackedRows;
