@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from metafast.innerloop._layout import Layout
 from metafast.innerloop._rules import Rule
@@ -58,17 +59,16 @@ class Result:
 
 def flat_starts(starts: list[Tensor], layout: Layout, tasks: int) -> Tensor:
     """The starts as one `[P]`, or `[T, P]` where any has a task dimension."""
-    ranks = [len(shape) for shape in layout.shapes.values()]
-    if all(s.dim() == rank for s, rank in zip(starts, ranks, strict=True)):
-        return torch.cat([s.reshape(-1) for s in starts])
-    parts = [s if s.dim() > rank else s.expand(tasks, *s.shape) for s, rank in zip(starts, ranks, strict=True)]
+    if [s.dim() for s in starts] == layout.ranks:
+        return _flatten_dense_tensors(starts)
+    parts = [s if s.dim() > rank else s.expand(tasks, *s.shape) for s, rank in zip(starts, layout.ranks, strict=True)]
     return torch.cat([part.reshape(tasks, -1) for part in parts], 1)
 
 
 def detached(batch: TaskBatch) -> TaskBatch:
     """The batch without gaps and gradients, as the ops read it; itself where it is so."""
     values = _fields(batch)
-    if all(v is None or v.is_contiguous() and not v.requires_grad for v in values.values()):
+    if all([v is None or v.is_contiguous() and not v.requires_grad for v in values.values()]):
         return batch
     changed: Any = {name: None if v is None else v.detach().contiguous() for name, v in values.items()}
     return type(batch)(**changed)
@@ -81,5 +81,7 @@ def take_tasks(batch: TaskBatch, kept: list[int]) -> TaskBatch:
 
 
 def _fields(batch: TaskBatch) -> dict[str, Tensor | None]:
-    names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "classes")
-    return {name: getattr(batch, name) for name in names}
+    return {
+        "support_x": batch.support_x, "support_y": batch.support_y, "query_x": batch.query_x, "query_y": batch.query_y,
+        "support_mask": batch.support_mask, "query_mask": batch.query_mask, "classes": batch.classes,
+    }  # fmt: skip

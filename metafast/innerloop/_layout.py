@@ -32,6 +32,7 @@ class Layout:
         self.owners = [owners[id(p)] for p in named.values()]
         self.names = tuple(named)
         self.shapes = {name: tuple(p.shape) for name, p in named.items()}
+        self.ranks = [len(shape) for shape in self.shapes.values()]
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.numel = sum(self.sizes)
         self.adapted = frozenset(self._adapted(named, adapted))

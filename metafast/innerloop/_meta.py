@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 
 from metafast.innerloop._arguments import name_nan
 from metafast.innerloop._attach import Attach
@@ -54,24 +55,27 @@ def attach(
     assert result.grad_weights is not None
     extra = [(source, grad) for source, grad in ((rates, result.grad_rates), (batch.support_x, result.grad_support_x),
              (batch.query_x, result.grad_query_x)) if grad is not None and source.requires_grad]  # fmt: skip
-    finish = partial(_finish, sizes, [s.shape for s in starts], [s.requires_grad for s in starts])
+    shared = result.grad_weights.dim() == 1
+    finish = partial(_views if shared and all(s.requires_grad for s in starts) else _parts, sizes, starts)
     attached: Tensor = Attach.apply(
         loss, finish, [result.grad_weights, *(grad for _, grad in extra)], *starts, *(source for source, _ in extra)
     )
     return attached
 
 
-def _finish(
-    sizes: list[int], shapes: list[torch.Size], wanted: list[bool], grad: Tensor, flat: Tensor, *rest: Tensor
-) -> list[Tensor | None]:
+def _views(sizes: list[int], starts: list[Tensor], grad: Tensor, flat: Tensor, *rest: Tensor) -> list[Tensor | None]:
     """The gradients of the starts, as views of one tensor, and of the other inputs, times the incoming one."""
-    parts = (flat * grad).split(sizes, -1)
+    return [*_unflatten_dense_tensors(flat * grad, starts), *(r * grad for r in rest)]
+
+
+def _parts(sizes: list[int], starts: list[Tensor], grad: Tensor, flat: Tensor, *rest: Tensor) -> list[Tensor | None]:
+    """The same, where some want none, or have a task dimension."""
     grads: list[Tensor | None] = []
-    for part, shape, want in zip(parts, shapes, wanted, strict=True):
-        if not want:
+    for part, start in zip((flat * grad).split(sizes, -1), starts, strict=True):
+        if not start.requires_grad:
             grads.append(None)
-        elif part.numel() != shape.numel():  # a start that all tasks share, beside others of their own
-            grads.append(part.sum(0).view(shape))
+        elif part.numel() != start.numel():  # a start that all tasks share, beside others of their own
+            grads.append(part.sum(0).view(start.shape))
         else:
-            grads.append(part.view(shape))
+            grads.append(part.view(start.shape))
     return [*grads, *(r * grad for r in rest)]
