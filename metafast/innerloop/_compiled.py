@@ -14,6 +14,7 @@ from metafast.innerloop._call import Call, Result
 from metafast.innerloop._rules import SGD, Adam
 from metafast.innerloop._trace import Traced
 from metafast.ops._inner_loop_graph import InnerLoopGraphs
+from metafast.ops._native import LIBRARIES
 from metafast.ops._program import encode
 
 
@@ -59,7 +60,8 @@ class Compiled:
         found = self.kernels.get(key)
         if found is None:
             found = ops.resolve(name, device.type, self.backend)
-            if name == "inner_loop" and device.type == "cuda" and self.backend is None:
+            native = self.backend is None and LIBRARIES["cuda"].loaded
+            if name == "inner_loop" and device.type == "cuda" and native:
                 found = InnerLoopGraphs()
             self.kernels[key] = found
         return found

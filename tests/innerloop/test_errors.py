@@ -1,0 +1,186 @@
+"""What is wrong is said with the argument, the task, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metafast.data import TaskBatch
+from metafast.innerloop import SGD, Adam, InnerLoop
+from tests.innerloop.cases import Bag, make_batch
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def batch(**options: Any) -> TaskBatch:
+    return make_batch((6,), dtype=torch.float32, **options)
+
+
+CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "steps 0": ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+    "steps float": ({"steps": 2.5}, TypeError, "steps must be an integer"),
+    "order": ({"order": 3}, ValueError, "order must be one of 0, 1, 2, got 3"),
+    "engine": ({"engine": "fast"}, ValueError, "engine must be one of 'auto'"),
+    "batch norm": ({"batch_norm": "none"}, ValueError, "batch_norm must be one of"),
+    "on_nan": ({"on_nan": "skip"}, ValueError, "on_nan must be one of"),
+    "rule": ({"rule": "lbfgs"}, ValueError, "rule='lbfgs' is unknown"),
+    "rule type": ({"rule": 3}, TypeError, "rule must be"),
+    "loss": ({"loss": "hinge"}, ValueError, "loss='hinge' is unknown"),
+    "loss type": ({"loss": 3}, TypeError, "loss must be"),
+    "smoothing": ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be at least 0 and below 1"),
+    "smoothing of mse": ({"loss": "mse", "label_smoothing": 0.1}, ValueError, "needs loss='cross_entropy'"),
+    "adapted": ({"adapted": ["head.*"]}, ValueError, r"pattern 'head\.\*' matches no parameter"),
+    "adapted nothing": ({"adapted": lambda name: False}, ValueError, "leaves no parameter"),
+    "adapted string": ({"adapted": "0.weight"}, TypeError, "adapted must be a list"),
+    "budget": ({"memory_budget": -1}, ValueError, "memory_budget must be at least 0"),
+}
+
+
+@pytest.mark.parametrize("case", CONSTRUCTOR)
+def test_constructor(case: str) -> None:
+    options, kind, message = CONSTRUCTOR[case]
+    with pytest.raises(kind, match=message):
+        InnerLoop(model(), **options)
+
+
+def test_rules() -> None:
+    for make, message in (
+        (lambda: SGD(momentum=1.0), "momentum must be at least 0 and below 1"),
+        (lambda: SGD(weight_decay=-0.1), "weight_decay must be at least 0"),
+        (lambda: Adam(eps=0.0), "eps must be above 0"),
+        (lambda: Adam(beta2=1.5), "beta2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    with pytest.raises(TypeError, match="prox must be a number"):
+        SGD(prox="much")
+    with pytest.raises(TypeError, match="model must be"):
+        InnerLoop(lambda x: x)
+    with pytest.raises(ValueError, match="model has no parameters"):
+        InnerLoop(nn.ReLU())
+
+
+Change = Callable[[TaskBatch], TaskBatch]
+
+
+def _label(value: int) -> Change:
+    def change(b: TaskBatch) -> TaskBatch:
+        b.support_y[1, 2] = value
+        return b
+
+    return change
+
+
+DATA: dict[str, tuple[Change, type[Exception], str]] = {
+    "label": (_label(3), ValueError, r"support_y: task 1(, example 2)? has labels? .*3.*"),
+    "negative label": (_label(-1), ValueError, r"support_y: task 1(, example 2)? has labels? -1"),
+    "double": (lambda b: b.to(dtype=torch.float64), TypeError, r"support_x is torch\.float64, the model's parameters are"),
+    "no query": (lambda b: replace(b, query_x=b.query_x[:, :0], query_y=b.query_y[:, :0]), ValueError, "query examples"),
+    "nothing valid": (lambda b: replace(b, support_mask=torch.arange(3)[:, None].ne(1).expand(3, 5)), ValueError,
+                      "support_mask: task 1 has no valid example"),
+    "shape": (lambda b: make_batch((7,), dtype=torch.float32), (ValueError, RuntimeError), "7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize("case", DATA)
+def test_data(case: str, engine: str) -> None:
+    change, kind, message = DATA[case]
+    with pytest.raises(kind, match=message):
+        InnerLoop(model(), engine=engine)(change(batch()))
+
+
+def test_classes_of_a_task() -> None:
+    b = replace(batch(), classes=torch.tensor([3, 2, 3]))
+    b.support_y[:] = 0
+    b.query_y[:] = 0
+    b.query_y[1, 3] = 2
+    with pytest.raises(ValueError, match="query_y: task 1, example 3 has label 2; its labels must be from 0 to 1"):
+        InnerLoop(model())(b)
+    with pytest.raises(ValueError, match="classes: task 2 has 4, the model has 3"):
+        InnerLoop(model())(replace(b, classes=torch.tensor([3, 3, 4])))
+
+
+def test_targets_and_tokens() -> None:
+    b = batch()
+    with pytest.raises(TypeError, match="support_y must be torch.float32 targets for mse"):
+        InnerLoop(model(), loss="mse")(b)
+    y = torch.zeros(3, 5, 2), torch.zeros(3, 4, 2)
+    with pytest.raises(ValueError, match=r"support_y must be \[tasks, examples, 3\]"):
+        InnerLoop(model(), loss="mse")(TaskBatch(b.support_x, y[0], b.query_x, y[1]))
+    with pytest.raises(TypeError, match="support_y must be int64 class numbers"):
+        InnerLoop(model())(TaskBatch(b.support_x, y[0], b.query_x, y[1]))
+    tokens = make_batch((4,), tokens=True)
+    tokens.query_x[2, 1, 0] = 9
+    with pytest.raises(ValueError, match="query_x: task 2 has tokens outside 0 to 8"):
+        InnerLoop(Bag())(tokens)
+
+
+CALL: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "steps": ({"steps": 0}, ValueError, "steps must be at least 1"),
+    "order": ({"order": -1}, ValueError, "order must be 0, 1 or 2"),
+    "rates shape": ({"rates": torch.ones(3)}, ValueError, r"rates has shape \[3\]; for 2 steps"),
+    "rates nan": ({"rates": float("nan")}, ValueError, "rates must be finite"),
+    "rates type": ({"rates": "0.1"}, TypeError, "rates must be a number"),
+    "rates dtype": ({"rates": torch.ones(2, dtype=torch.int64)}, TypeError, "rates must be floating point"),
+    "per": ({"per": "layer", "rates": torch.ones(2)}, ValueError, "per='layer' is unknown"),
+    "unknown rate": ({"rates": {"3.weight": 0.1}}, ValueError, "rates: '3.weight' is no parameter"),
+    "missing rate": ({"rates": {"0.weight": 0.1}}, ValueError, "rates: '0.bias' has none"),
+    "params name": ({"params": {"w": torch.ones(1)}}, ValueError, "params: 'w' is no parameter"),
+    "params shape": ({"params": {"0.bias": torch.ones(4)}}, ValueError, r"params\['0.bias'\] must be \[5\]"),
+    "params tasks": ({"params": {"0.bias": torch.ones(2, 5)}}, ValueError, "params are for 2 tasks, the batch has 3"),
+    "query weights": ({"query_weights": [1.0]}, ValueError, r"query_weights must be \[steps \+ 1\] = \[3\]"),
+    "task weights": ({"task_weights": [1.0]}, ValueError, r"task_weights must be \[tasks\] = \[3\]"),
+    "task weights nan": ({"task_weights": [1.0, float("nan"), 0]}, ValueError, "task_weights must be finite"),
+    "batches": ({"batches": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, r"batches must be \[2, B\]"),
+    "batches range": ({"batches": torch.full((2, 2), 5)}, ValueError, "from 0 to 4, got 5 to 5"),
+    "batches type": ({"batches": torch.zeros(2, 2)}, TypeError, "batches must be an int64 tensor"),
+    "stats": ({"stats": torch.zeros(2, 8)}, ValueError, r"stats must be \[1 or 3, 0\]"),
+}
+
+
+@pytest.mark.parametrize("case", CALL)
+def test_call(case: str) -> None:
+    options, kind, message = CALL[case]
+    with pytest.raises(kind, match=message):
+        InnerLoop(model(), steps=2)(batch(), **options)
+
+
+def test_ambiguous_rates_ask() -> None:
+    loop = InnerLoop(model(), steps=4)  # four tensors, four steps
+    with pytest.raises(ValueError, match="may mean .*say per="):
+        loop(batch(), rates=torch.full((4,), 0.1))
+    by_step = loop(batch(), rates=torch.linspace(0.1, 0.4, 4), per="scalar").task_losses
+    by_tensor = loop(batch(), rates=torch.linspace(0.1, 0.4, 4), per="tensor").task_losses
+    named = dict(zip(loop.names, torch.linspace(0.1, 0.4, 4), strict=True))
+    assert not torch.allclose(by_step, by_tensor)
+    assert torch.equal(loop(batch(), rates=named).task_losses, by_tensor)
+
+
+def test_a_batch_of_something_else() -> None:
+    with pytest.raises(TypeError, match="batch must be a metafast.data.TaskBatch, got tuple"):
+        InnerLoop(model())((torch.zeros(1), torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"flat must be \[53\]|flat must be"):
+        InnerLoop(model()).unflatten(torch.zeros(7))
+    with pytest.raises(ValueError, match="params must be"):
+        InnerLoop(model()).gradient(torch.zeros(7), torch.zeros(2, 3, 6), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_a_hook_that_returns_something_else() -> None:
+    loop = InnerLoop(model(), rule=lambda step, params, grads, losses, state: (params[0], state))
+    with pytest.raises(ValueError, match="rule must return"):
+        loop(batch())
+
+
+def test_explain_before_and_after() -> None:
+    loop = InnerLoop(model())
+    assert str(loop.explain()) == "engine: undecided (no batch was seen yet)"
+    loop(batch())
+    assert "0 (Linear)  linear -> 5x1x1" in str(loop.explain())
