@@ -64,9 +64,10 @@ class ALFA(MetaLearner):
         self.inner_lr = nn.Parameter(torch.full((steps, count), inner_lr, dtype=like.dtype, device=like.device))
         self.inner_decay = nn.Parameter(torch.full((steps, count), inner_decay, dtype=like.dtype, device=like.device))
         # its last bias starts at 1, so that the first updates are plain gradient steps of rate inner_lr
-        self.generator = nn.Sequential(nn.Linear(2 * count, 2 * count), nn.ReLU(), nn.Linear(2 * count, 2 * count))
-        nn.init.zeros_(self.generator[2].weight)
-        nn.init.ones_(self.generator[2].bias)
+        last = nn.Linear(2 * count, 2 * count)
+        self.generator = nn.Sequential(nn.Linear(2 * count, 2 * count), nn.ReLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.ones_(last.bias)
         self.generator.to(like)
         members = torch.repeat_interleave(torch.arange(count), torch.tensor(sizes))  # [P]
         self.register_buffer("_members", members.to(like.device), persistent=False)

@@ -324,7 +324,7 @@ class MetaLearner(nn.Module):
             "stats": self._stats(steps),
             **options,
         }
-        common = {
+        common: dict[str, Any] = {
             "rates": self._rates(steps),
             "steps": steps,
             "batches": self._mini_batches(batch, steps, first_task),

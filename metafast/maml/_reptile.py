@@ -111,6 +111,7 @@ class Reptile(GivenGradient):
             outcome = self._run(batch, steps, task_weights, first_task, want_adapted=True)
 
         def gradient() -> Tensor:
+            assert outcome.adapted is not None
             adapted = self.inner.flatten(outcome.adapted)  # [T, P]
             own = self.inner.flatten({name: p.detach() for name, p in self.model.named_parameters()})
             weights = self._weights(batch, task_weights, outcome.dropped).to(own)
@@ -181,6 +182,7 @@ class IMAML(GivenGradient):
             outcome = self._run(batch, steps, task_weights, first_task, want_adapted=True)
 
         def gradient() -> Tensor:
+            assert outcome.adapted is not None
             at = self.inner.flatten(outcome.adapted).detach()  # [T, P]
             weights = self._weights(batch, task_weights, outcome.dropped).to(at)
             at = torch.where(weights[:, None] != 0, at, 0)

@@ -361,7 +361,9 @@ class _Window:
     def add(self, metrics: dict[str, Any], norm: float | None, seconds: float) -> None:
         losses = metrics["loss"]
         finite = losses.isfinite()
-        found = {key: float(metrics[key][finite].mean()) for key in ("loss", "accuracy", "mse") if key in metrics}
+        found: dict[str, float] = {
+            key: float(metrics[key][finite].mean()) for key in ("loss", "accuracy", "mse") if key in metrics
+        }
         if norm is not None:
             found["grad_norm"] = norm
         for key, value in {**found, "seconds": seconds, "tasks": float(len(losses))}.items():

@@ -97,10 +97,12 @@ def adaptation_curves(
             means, widths = _columns(f"{name}: {label}" if name else label, steps)
             panels[name][label] = _band(label, (range(len(means)), means, widths))
     plot = _draw(panels, title, ylabel, "inner steps", percent, log, markers=True)
+    from matplotlib.ticker import MaxNLocator
+
     for axes in plot.axes:
         if trained is not None:
             axes.axvline(trained, color="#777777", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return plot
 
 
