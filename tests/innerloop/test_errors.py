@@ -81,8 +81,8 @@ def _label(value: int) -> Change:
 DATA: dict[str, tuple[Change, type[Exception], str]] = {
     "label": (_label(3), ValueError, r"support_y: task 1(, example 2)? has labels? .*3.*"),
     "negative label": (_label(-1), ValueError, r"support_y: task 1(, example 2)? has labels? -1"),
-    "double": (lambda b: b.to(dtype=torch.float64), TypeError, r"support_x is torch\.float64, the model's parameters are"),
-    "no query": (lambda b: replace(b, query_x=b.query_x[:, :0], query_y=b.query_y[:, :0]), ValueError, "query examples"),
+    "double": (lambda b: b.to(dtype=torch.float64), TypeError, r"support_x is torch\.float64, the model's"),
+    "no query": (lambda b: replace(b, query_x=b.query_x[:, :0], query_y=b.query_y[:, :0]), ValueError, "0 query"),
     "nothing valid": (lambda b: replace(b, support_mask=torch.arange(3)[:, None].ne(1).expand(3, 5)), ValueError,
                       "support_mask: task 1 has no valid example"),
     "shape": (lambda b: make_batch((7,), dtype=torch.float32), (ValueError, RuntimeError), "7"),

@@ -41,7 +41,11 @@ CASES: dict[str, tuple[Make, int | None, int | None]] = {
     "batch norm": (lambda: layers.BatchNorm(1e-2, None), 4, 4),
     "batch norm without weights": (lambda: layers.BatchNorm(1e-2, None), None, None),
     "batch norm, padded": (lambda: layers.BatchNorm(1e-2, MASK), 4, 4),
-    "batch norm, fixed": (lambda: layers.FixedNorm(1e-2, torch.arange(4.0).double(), torch.arange(1, 5).double()), 4, 4),
+    "batch norm, fixed": (
+        lambda: layers.FixedNorm(1e-2, torch.arange(4.0).double(), torch.arange(1, 5).double()),
+        4,
+        4,
+    ),
     "layer norm": (lambda: layers.LayerNorm(1e-2), 80, 80),
     "group norm": (lambda: layers.GroupNorm(1e-2, 2), 4, 4),
     "relu": activation(Opcode.RELU),
@@ -120,7 +124,10 @@ def test_every_pass(name: str) -> None:
     assert gradcheck(run, inputs, fast_mode=True)
     assert gradgradcheck(run, inputs, fast_mode=True)
     y = run(*inputs)
-    small = tuple(v.detach()[:, :2].clone().requires_grad_() if v is x and mask is None and "dropout" not in name else v for v in inputs)
+    small = tuple(
+        v.detach()[:, :2].clone().requires_grad_() if v is x and mask is None and "dropout" not in name else v
+        for v in inputs
+    )
     if name in ("batch norm", "layer norm", "gelu tanh", "max pool") or y.numel() < 200:
         assert gradcheck(run, small)  # every element, where that is quick
 
@@ -144,7 +151,10 @@ def test_losses(classes: Tensor | None) -> None:
     z = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[0, 2, 1, -9], [2, 0, 1, 2]])
     targets = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
-    for make, y in ((lambda: layers.CrossEntropy(0.1, MASK, classes), labels), (lambda: layers.SquaredError(MASK), targets)):
+    for make, y in (
+        (lambda: layers.CrossEntropy(0.1, MASK, classes), labels),
+        (lambda: layers.SquaredError(MASK), targets),
+    ):
         loss = make()
         with torch.no_grad():
             losses = loss.forward(z, y)
