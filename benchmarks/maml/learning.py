@@ -2,7 +2,7 @@
 
     python -m benchmarks.maml.learning sinusoid
     python -m benchmarks.maml.learning omniglot_fc --methods MAML --seeds 0
-    python -m benchmarks.maml.learning omniglot_fc --set MAML.meta_lr=0.003 --output trial.json
+    python -m benchmarks.maml.learning omniglot_fc --trial --set MAML.meta_lr=0.003 --output trial.json
     python -m benchmarks.maml.learning --report
 
 A seed that was interrupted goes on bit for bit from its last checkpoint. Weights are chosen, and so are the steps of
@@ -90,8 +90,8 @@ def learner_of(recipe: Recipe, settings: dict[str, Any], seed: int) -> MetaLearn
     return ALGORITHMS[settings["algorithm"]](model, settings["inner_lr"], settings["steps"], **options)
 
 
-def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path) -> dict[str, Any]:
-    """Trains and tests a meta-learner; its row of the results."""
+def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path, trial: bool = False) -> dict[str, Any]:
+    """Trains and tests a meta-learner; its row of the results. A trial is tested on validation episodes."""
     settings = settings_of(recipe, method)
     maml = learner_of(recipe, settings, seed)
     iterations = settings["iterations"]
@@ -119,7 +119,9 @@ def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path) ->
     choices = {steps: evaluate(maml, val, 600, steps=steps) for steps in settings["test_steps"]}
     sign = 1 if recipe["metric"] == "accuracy" else -1
     chosen = max(choices, key=lambda steps: sign * choices[steps].score.mean)
-    test = evaluate(maml, tasks_of(recipe, "test", seed), TEST_EPISODES, steps=chosen)
+    test = choices[chosen]
+    if not trial:
+        test = evaluate(maml, tasks_of(recipe, "test", seed), TEST_EPISODES, steps=chosen)
     curve = Run.open(ended.path).curve(f"val_{recipe['metric']}")
     return {
         "test": test.summary(),
@@ -134,7 +136,7 @@ def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path) ->
     }
 
 
-def baseline(recipe: Recipe, method: str, seed: int) -> dict[str, Any]:
+def baseline(recipe: Recipe, method: str, seed: int, trial: bool = False) -> dict[str, Any]:
     """Trains, tunes on validation episodes and tests a baseline; its row of the results."""
     settings = settings_of(recipe, method)
     start = time.perf_counter()
@@ -143,7 +145,7 @@ def baseline(recipe: Recipe, method: str, seed: int) -> dict[str, Any]:
         model_of(recipe, seed),
         tasks_of(recipe, "train", seed),
         tasks_of(recipe, "val", seed),
-        tasks_of(recipe, "test", seed),
+        tasks_of(recipe, "val" if trial else "test", seed),
         steps=settings["steps"],
         training_steps=settings["iterations"],
         episodes=TEST_EPISODES,
@@ -167,9 +169,9 @@ def run(args: argparse.Namespace) -> None:
                 continue
             print(f"{args.recipe}: {method}, seed {seed}", flush=True)
             if "baseline" in settings:
-                row = baseline(recipe, method, seed)
+                row = baseline(recipe, method, seed, args.trial)
             else:
-                row = meta_train(args.recipe, recipe, method, seed, args.runs)
+                row = meta_train(args.recipe, recipe, method, seed, args.runs, args.trial)
             facts = versions()
             machine = {"cores": os.cpu_count(), **{k: facts[k] for k in ("cpu", "torch", "python", "metafast")}}
             row = {**row, "settings": settings, "seed": seed, "commit": facts["commit"],
@@ -187,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", help="default: all of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE", help="a changed recipe, for trials")
+    parser.add_argument("--trial", action="store_true", help="for choosing settings: the test classes stay unseen")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/maml"), help="folder of records and checkpoints")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/maml_RECIPE.json")
@@ -200,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(learning_report.table(content) + "\n")
     elif args.recipe is None:
         parser.error("which recipe? Or --report")
+    elif args.trial and args.output is None:
+        parser.error("--trial needs --output: its rows are no results")
     else:
         unknown = set(args.methods or ()) - set(recipe_of(args.recipe)["methods"])
         if unknown:

@@ -62,7 +62,7 @@ def test_command_runs_resumes_and_refuses_other_settings(
     printed = capsys.readouterr().out
     assert "≤ 0.85: **missed**" in printed
 
-    monkeypatch.setattr(learning, "meta_train", lambda *_: pytest.fail("everything is there"))
+    monkeypatch.setattr(learning, "meta_train", lambda *_, **__: pytest.fail("everything is there"))
     learning.main([*arguments, *SHORT])
     with pytest.raises(SystemExit, match="other settings"):
         learning.main([*arguments, *SHORT, "MAML.meta_lr=0.01"])
