@@ -68,7 +68,7 @@ def flat_starts(starts: list[Tensor], layout: Layout, tasks: int) -> Tensor:
 def detached(batch: TaskBatch) -> TaskBatch:
     """The batch without gaps and gradients, as the ops read it; itself where it is so."""
     values = _fields(batch)
-    if all([v is None or v.is_contiguous() and not v.requires_grad for v in values.values()]):
+    if all(v is None or v.is_contiguous() and not v.requires_grad for v in values.values()):
         return batch
     changed: Any = {name: None if v is None else v.detach().contiguous() for name, v in values.items()}
     return type(batch)(**changed)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -105,9 +105,7 @@ class Generic:
         try:
             if key is None:
                 return self.call(params, buffers, x)
-            devices = [x.device] if x.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(key)
+            with _seeded(key, x.device):
                 return self.call(params, buffers, x)
         finally:
             for module, training in modes:
@@ -382,6 +380,22 @@ class Generic:
             logits.append(z.detach())
             grads.append(g)
         return torch.stack(losses), pad_logits(logits, x.shape[1], mask), torch.stack(grads)
+
+
+@contextmanager
+def _seeded(key: int, device: torch.device) -> Iterator[None]:
+    """The generators of the CPU and of the device start from `key`, and go on afterwards where they were."""
+    generators = [torch.default_generator]  # torch.manual_seed would format a stack trace for every device
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(key)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def pad_logits(parts: list[Tensor], examples: int, mask: Tensor | None) -> Tensor:

@@ -171,7 +171,7 @@ class InnerLoop:
         chosen_rates = self._rates(rates, per, steps, like)
         starts = own if params is None else self._starts(params, own, tasks)
         sources = (*starts, chosen_rates, batch.support_x, batch.query_x)
-        if not torch.is_grad_enabled() or not any([s.requires_grad for s in sources]) and not callable(self.rule):
+        if not torch.is_grad_enabled() or not any(s.requires_grad for s in sources) and not callable(self.rule):
             order = 0
         engine = self._engines.choose(batch.support_x)
         self._check_data(engine, batch)
@@ -191,7 +191,7 @@ class InnerLoop:
             seed=int(seed),
             first_task=int(first_task),
             memory_budget=self.memory_budget,
-            wants_weights=any([s.requires_grad for s in starts]),
+            wants_weights=any(s.requires_grad for s in starts),
             wants_rates=chosen_rates.requires_grad,
             wants_support_x=batch.support_x.requires_grad,
             wants_query_x=batch.query_x.requires_grad,
