@@ -35,9 +35,7 @@ class Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        with torch.no_grad():
-            grads = ctx.finish(grad, *ctx.saved_tensors)
-        return None, None, None, *_once(grads)
+        return None, None, None, *_once(ctx.finish(grad.detach(), *ctx.saved_tensors))
 
 
 class TaskGrad(torch.autograd.Function):

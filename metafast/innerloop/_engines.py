@@ -38,6 +38,10 @@ class Engines:
         self.chosen: dict[Any, tuple[Engine, Explanation]] = {}
         self.explanation = Explanation("undecided", "no batch was seen yet")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles choose anew: programs hold kernels."""
+        return {**self.__dict__, "chosen": {}}
+
     def key(self, x: Tensor) -> Any:
         return x.shape[2:], x.dtype, tuple([module.training for module in self.modules])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -350,3 +352,19 @@ def test_no_task_of_nan_touches_another() -> None:
         hooked = InnerLoop(model, steps=2, engine=engine, on_nan="drop", rule=_descend(0.1))
         outcome, found = gradients(hooked, batch)
         assert outcome.dropped == [1] and worst(found, expected)[0] < 1e-9
+
+
+def test_a_copy_adapts_its_own_model() -> None:
+    model, batch = make("strided"), batch_of("strided")
+    inner = InnerLoop(model, steps=2)
+    before = inner(batch, rates=0.1).task_losses
+    twin = copy.deepcopy(inner)
+    again = pickle.loads(pickle.dumps(inner))
+    for other in (twin, again):
+        assert torch.equal(other(batch, rates=0.1).task_losses, before)
+        with torch.no_grad():
+            other.model[0].weight.mul_(2.0)
+        assert not torch.equal(other(batch, rates=0.1).task_losses, before)
+    assert torch.equal(inner(batch, rates=0.1).task_losses, before)
+    model.float()
+    assert inner(batch.to(dtype=torch.float32), rates=0.1).task_losses.dtype is torch.float32
