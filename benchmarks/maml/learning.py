@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path, tr
     maml = learner_of(recipe, settings, seed)
     iterations = settings["iterations"]
     val = tasks_of(recipe, "val", seed)
+    digest = zlib.crc32(json.dumps(settings, sort_keys=True).encode())  # a run of other settings is another run
     trainer = Trainer(
         maml,
         tasks_of(recipe, "train", seed),
@@ -108,7 +110,7 @@ def meta_train(name: str, recipe: Recipe, method: str, seed: int, runs: Path, tr
         val_episodes=VAL_EPISODES,
         max_minutes=settings.get("max_minutes"),
         output=runs,
-        name=f"{name}-{method.lower().replace('+', 'p')}-{seed}",
+        name=f"{name}-{method.lower().replace('+', 'p')}-{seed}-{digest:08x}",
         seed=seed,
         config={"recipe": name, "settings": settings},
         tags=["benchmark", name],

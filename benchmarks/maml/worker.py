@@ -1,7 +1,7 @@
 """One contender in a process of its own, so that its allocator, its threads and its memory are nobody else's.
 
 It reads commands and answers them, one JSON object a line: `build`, `first` (the first meta-gradient, with the memory
-that it takes), `check`, `turn` (timed). `Worker` is the other end of the pipe.
+that it takes), `check` (a gradient to compare), `turn` (timed). `Worker` is the other end of the pipe.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class _Contender:
         from .workloads import WORKLOADS
 
         names = ("name", "workload", "steps", "order", "threads")
-        self.name, workload, self.steps, self.order, self.threads = (spec[n] for n in names)
+        self.name, self.workload_name, self.steps, self.order, self.threads = (spec[n] for n in names)
         torch.set_num_threads(self.threads)
         overrides = {key: value for key, value in spec.items() if key not in names}
-        self.workload = replace(WORKLOADS[workload], **overrides)
+        self.workload = replace(WORKLOADS[self.workload_name], **overrides)
         self.contender = BY_NAME[self.name]
         self.run: Any = None
         self.repeats = 1
@@ -108,31 +108,28 @@ class _Contender:
         self.run = self.contender.build(self.workload.problem(self.steps, self.order))
         return {"seconds": time.perf_counter() - start}
 
-    def first(self, output: str) -> dict[str, Any]:
-        """Two meta-gradients; the gradients go to a file."""
-        import torch
-
+    def first(self) -> dict[str, Any]:
+        """Two meta-gradients, and what they need at most."""
         from . import memory
 
         memory.reset_peak()
         before = memory.resident_mb()
-        start = time.perf_counter()
-        self.run()
-        seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        grads = [g.clone() for g in self.run()]
-        seconds = min(seconds, time.perf_counter() - start)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self.run()
+            times.append(time.perf_counter() - start)
         peak = memory.peak_mb() - before
-        self.repeats = max(1, min(1000, round(TURN_SECONDS / max(seconds, 1e-6))))
-        torch.save(grads, output)
-        return {"peak_mb": peak, "seconds": seconds}
+        self.repeats = max(1, min(1000, round(TURN_SECONDS / max(min(times), 1e-6))))
+        return {"peak_mb": peak}
 
-    def check(self, output: str, steps: int, double: bool) -> dict[str, Any]:
-        """The gradients of another number of steps, or in float64."""
+    def check(self, output: str) -> dict[str, Any]:
+        """Writes the gradients of the checked problem."""
         import torch
 
-        dtype = torch.float64 if double else torch.float32
-        torch.save(self.contender.build(self.workload.problem(steps, self.order, dtype))(), output)
+        from . import check
+
+        torch.save(self.contender.build(check.problem(self.workload_name, self.steps, self.order))(), output)
         return {}
 
     def turn(self) -> dict[str, Any]:
