@@ -345,7 +345,7 @@ class Engine final : public AnyEngine {
   }
   void backward(const std::vector<Visit<T>>& visits, const Pass<T>& p, bool clear) const {
     for (const Visit<T>& v : visits) {
-      if (clear) clear_inputs(v, p.dx, p.n);
+      if (clear || v.want.x0_passes) clear_inputs(v, p.dx, p.n);
       v.node->backward(p, v.want, p.dx);
     }
   }
@@ -388,6 +388,7 @@ class Engine final : public AnyEngine {
     else squared_.backward_tangent(1.0, p.xt[p_.logits], dxt, p.n);
     for (const Visit<T>& v : plan_.hvp) {
       clear_inputs(v, p.dxt, p.n);
+      if (v.want.x0_passes) clear_inputs(v, p.dx, p.n);
       if (v.moves) v.node->backward_tangent(p, v.want);
       else v.node->backward(p, v.want, p.dxt);
     }

@@ -176,7 +176,8 @@ class ModelBuilder {
       const Border bx = Conv2d<T>::border_for_x(g);
       const Border bd = Conv2d<T>::border_for_dy(g, p_.values[ins.in0].h, p_.values[ins.in0].w);
       x[ins.in0] = {std::max(x[ins.in0].h, bx.h), std::max(x[ins.in0].w, bx.w)};
-      d[ins.out] = {std::max(d[ins.out].h, bd.h), std::max(d[ins.out].w, bd.w)};
+      // Without a gradient for its input, a convolution reads no border of dy.
+      if (m_.upstream_param[ins.in0]) d[ins.out] = {std::max(d[ins.out].h, bd.h), std::max(d[ins.out].w, bd.w)};
     }
     for (size_t v = 0; v < values; ++v) {
       const ValueInfo& info = p_.values[v];
@@ -224,12 +225,15 @@ class ModelBuilder {
 
   void add_node(int i) {
     const Instruction& ins = p_.instructions[i];
+    const int reader = only_consumer(ins.out);
     const auto make = [&]<class N>(std::unique_ptr<N> node) { return place(std::move(node), i); };
     switch (ins.op) {
       case Opcode::conv2d:
       case Opcode::linear:
         make(std::make_unique<ConvNode<T>>(m_.maps[ins.in0], m_.maps[ins.out], geometry(ins, p_.values[ins.in0]),
-                                           m_.cotangent_maps[ins.out], input_cotangent_map(ins.in0)));
+                                           m_.cotangent_maps[ins.out], input_cotangent_map(ins.in0)))
+            ->bias_cancels =
+            reader >= 0 && p_.instructions[reader].op == Opcode::batch_norm && p_.instructions[reader].ints[0] == 0;
         break;
       case Opcode::batch_norm:
         if (fused_end_[i] >= 0) {
@@ -237,6 +241,7 @@ class ModelBuilder {
           maps_of(node->layer, *node);
           node->layer.eps = ins.attribute;
           node->layer.pool = pooled_[i];
+          node->writes_dx_again = consumers_[ins.in0] == 1;
           node->layer.fixed = ins.ints[0] == 1;
           node->offset = ins.ints[1];
           if (node->layer.fixed) node->packed_offset = fixed_stats(ins);

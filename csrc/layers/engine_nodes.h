@@ -67,6 +67,7 @@ struct Slot {
 struct Want {
   bool x0 = false, x1 = false, w = false, b = false;
   bool add_x0 = false, add_x1 = false, add_w = false, add_b = false;
+  bool x0_passes = false;  // the input's cotangent is not kept: backward_tangent writes it again
 };
 
 template <class T>
@@ -78,6 +79,8 @@ class Node {
   int weight_param = -1, bias_param = -1;
   // What its passes read of its input after forward, so that others' memory may be reused.
   bool backward_reads_x = true, tangent_reads_x = true;
+  // Its backward_tangent can write the input's cotangent anew, and nobody else contributes to that one.
+  bool writes_dx_again = false;
 
   virtual ~Node() = default;
   virtual int64_t aux_size() const { return 0; }  // for as many examples as the maps have
@@ -102,7 +105,7 @@ template <class T>
 class ConvNode final : public Node<T> {
  public:
   ConvNode(const Map& x, const Map& y, const Geometry& g, const Map& dy, const Map& dx)
-      : dy_(dy), conv(x, y, g, dy, dx) {}
+      : conv(x, y, g, dy, dx), dy_(dy) {}
 
   int64_t scratch_size() const override { return conv.scratch_size(); }
 
@@ -116,7 +119,7 @@ class ConvNode final : public Node<T> {
       const ConvTerm<T> term{p.x[this->in0], dy};
       conv.backward_weight(&term, 1, this->weight.grad(p, true), want.add_w, p.n, *p.team);
     }
-    if (want.b) sum_channels(dy_, dy, this->bias.grad(p, true), want.add_b, p.n);
+    if (want.b) bias_gradient(p, dy, want.add_b);
     if (want.x0) {
       const ConvTerm<T> term{dy, this->weight.value(p)};
       conv.backward_input(&term, 1, d[this->in0], want.add_x0, p.n, *p.team, p.scratch);
@@ -132,18 +135,24 @@ class ConvNode final : public Node<T> {
       const ConvTerm<T> terms[] = {{p.xt[this->in0], dy}, {p.x[this->in0], dyt}};
       conv.backward_weight(terms, 2, this->weight.grad(p, true), want.add_w, p.n, *p.team);
     }
-    if (want.b) sum_channels(dy_, dyt, this->bias.grad(p, true), want.add_b, p.n);
+    if (want.b) bias_gradient(p, dyt, want.add_b);
     if (want.x0) {
       const ConvTerm<T> terms[] = {{dyt, this->weight.value(p)}, {dy, this->weight.tangent(p)}};
       conv.backward_input(terms, 2, p.dxt[this->in0], want.add_x0, p.n, *p.team, p.scratch);
     }
   }
 
- private:
-  Map dy_;
-
- public:
   Conv2d<T> conv;
+  bool bias_cancels = false;  // a batch norm takes the mean away: the bias moves nothing, and its gradient is 0
+
+ private:
+  void bias_gradient(const Pass<T>& p, const T* dy, bool add) const {
+    T* db = this->bias.grad(p, true);
+    if (!bias_cancels) return sum_channels(dy_, dy, db, add, p.n);
+    if (!add) std::fill(db, db + dy_.cp, T(0));
+  }
+
+  Map dy_;
 };
 
 template <class T>
@@ -240,9 +249,9 @@ class NormPoolNode final : public Node<T> {
   }
   void backward_tangent(const Pass<T>& p, const Want& want) const override {
     layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index],
-                           p.xt[this->in0], this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], nullptr,
-                           this->wanted_x0(p.dxt, want), want.add_x0, this->weight.grad(p, want.w),
-                           this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+                           p.xt[this->in0], this->weight.tangent(p), p.dx[this->out], p.dxt[this->out],
+                           want.x0_passes ? p.dx[this->in0] : nullptr, this->wanted_x0(p.dxt, want), want.add_x0,
+                           this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
   }
 };
 

@@ -39,8 +39,9 @@ struct Plan {
   bool loss_moves = false;    // the loss depends on adapted parameters at all
 
   Layout prefix_layout, pass, tangents;  // of the prefix; of a forward and backward pass; of ẋ and dẋ
-  bool own_memory = false;               // `pass` shares no memory among its buffers
-  int64_t scratch = 0;                   // elements
+  std::vector<int64_t> passing_dx;  // where `tangents` has room for cotangents that are not kept; both passes use it
+  bool own_memory = false;          // `pass` shares no memory among its buffers
+  int64_t scratch = 0;              // elements
 };
 
 enum class Side { support, query };
@@ -74,8 +75,16 @@ class Planner {
       if (m_.depends[m_.nodes[i]->out]) plan_.tangent.push_back(visit(i));
     }
     const bool second = is_second_order(s_);
+    passing_.assign(p_.values.size(), false);
     if (side_ == Side::support) {
       plan_.own_memory = second;
+      if (second)
+        for (auto* visits : {&plan_.inner, &plan_.again, &plan_.hvp})
+          for (Visit<T>& v : *visits) {
+            const int in = v.node->in0;
+            v.want.x0_passes = v.node->writes_dx_again && v.moves && v.want.x0 && m_.depends[in] && !in_prefix_[in];
+            passing_[in] = passing_[in] || v.want.x0_passes;
+          }
       plan_.pass = lay_out(s_.support, plan_.inner, !second);
       plan_.prefix_layout = lay_out_prefix(s_.support);
       if (second) plan_.tangents = lay_out_tangents(s_.support);
@@ -236,16 +245,20 @@ class Planner {
       for (const auto& [value, want] : {std::pair{v.node->in0, v.want.x0}, std::pair{v.node->in1, v.want.x1}})
         if (want && dfirst[value] < 0) dfirst[value] = time;
     }
-    std::vector<int> xs(p_.values.size(), -1), ds(p_.values.size(), -1);
+    std::vector<int> xs(p_.values.size(), -1), ds(p_.values.size(), -1), again(p_.values.size(), -1);
     for (size_t v = 0; v < p_.values.size(); ++v) {
       const int value = static_cast<int>(v);
       if (in_prefix_[v] || !m_.live[v]) continue;
+      if (dfirst[v] >= 0 && passing_[v])
+        again[v] = life.add(value_bytes(m_.cotangent_maps, value, n), dfirst[v], std::max(dfirst[v], dlast[v]));
       if (m_.depends[v] && first[v] >= 0) xs[v] = life.add(value_bytes(m_.maps, value, n), first[v], last[v]);
       if (dfirst[v] >= 0)
         ds[v] = life.add(value_bytes(m_.cotangent_maps, value, n), dfirst[v], std::max(dfirst[v], dlast[v]));
     }
     life.place(true);
     fill(l.x, xs, life), fill(l.dx, ds, life);
+    plan_.passing_dx.assign(p_.values.size(), -1);
+    fill(plan_.passing_dx, again, life);
     l.total = life.total();
     return l;
   }
@@ -334,7 +347,7 @@ class Planner {
   int64_t loss_aux_;
   bool meta_ = false;
   std::vector<int> prefix_, body_;
-  std::vector<bool> in_prefix_, is_boundary_;
+  std::vector<bool> in_prefix_, is_boundary_, passing_;
   Plan<T> plan_;
 };
 

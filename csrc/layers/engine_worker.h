@@ -185,6 +185,7 @@ class Worker {
       slot.dxt = slot.dx;  // where cotangents of what the prefix made add up
       pointers(support_plan_.tangents.x, region, slot.xt);
       pointers(support_plan_.tangents.dx, region, slot.dxt);
+      pointers(support_plan_.passing_dx, region, slot.dx);
     }
   }
 
