@@ -9,6 +9,7 @@
 //
 // Float convolutions of 3x3, stride 1 and padding 1 go by Winograd's transforms where that pays (winograd.h).
 // A term with a null pointer is left out; with no term left the result is the bias, or 0. At most two terms.
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -80,7 +81,8 @@ class Conv2d {
   conv::GatherShape input_shape(int64_t group) const {
     return {group * co_, group * ci_, ci_, g_.groups == 1 || ci_ % kLanePad == 0};
   }
-  bool by_winograd(int64_t n) const { return winograd_ && winograd::Grid(y_.h, y_.w).pays(n); }
+  // Rows of outputs in a Winograd tile, 0 for the direct kernels.
+  int winograd_tile(int64_t n) const { return winograd_ ? winograd::tile_for(n, y_.h, y_.w, x_.c, y_.c) : 0; }
   static int compact(const Term* terms, int count, std::array<Term, conv::kMaxTerms>* kept);
   template <class F>
   void for_each_weight(const F& f) const;  // f(torch index, packed index)
@@ -92,29 +94,35 @@ class Conv2d {
   int64_t group_size_ = 0, packed_size_ = 0, group_transposed_ = 0, transposed_size_ = 0;
   conv::Positions forward_, weight_;  // (x, y) and (x, dy)
   std::vector<int32_t> offset_;       // of each row, or of each tap when depthwise, in x
-  std::vector<int32_t> count_;        // 0, 1, ...: taps, or rows of a Winograd point
+  std::vector<int32_t> tap_;          // 0, 1, ...
   std::vector<Class> classes_;
 };
 
-// db[c] = Σ dy over examples and pixels, padded lanes 0: the gradient of the bias.
+// db[c] = Σ dy over examples and pixels, padded lanes 0: the gradient of the bias. A batch norm behind the convolution
+// makes it 0.
 template <class T>
 void sum_channels(const Map& map, const T* dy, T* db, bool accumulate, int64_t n) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
-  for (int64_t c = 0; c < map.cp; c += kLanes) {
-    Vec<T> total = accumulate ? Vec<T>::load(db + c) : Vec<T>::zero();
-    for (int64_t i = 0; i < n; ++i) {
-      Vec<T> image = Vec<T>::zero();
+  constexpr int64_t kLanes = Vec<T>::kLanes, kVecs = std::min<int64_t>(4, kLanePad / kLanes);
+  for (int64_t c = 0; c < map.cp; c += kVecs * kLanes) {
+    Vec<T> total[kVecs];
+    for (int64_t v = 0; v < kVecs; ++v) total[v] = accumulate ? Vec<T>::load(db + c + v * kLanes) : Vec<T>::zero();
+    for (int64_t i = 0; i < n; ++i)
       for (int64_t y = 0; y < map.h; ++y) {
         const T* p = dy + map.at(i, y, 0) + c;
-        Vec<T> even = Vec<T>::zero(), odd = Vec<T>::zero();
+        Vec<T> even[kVecs] = {}, odd[kVecs] = {};
         int64_t x = 0;
-        for (; x + 1 < map.w; x += 2, p += 2 * map.cp) even += Vec<T>::load(p), odd += Vec<T>::load(p + map.cp);
-        if (x < map.w) even += Vec<T>::load(p);
-        image += even + odd;
+        for (; x + 1 < map.w; x += 2, p += 2 * map.cp)
+#pragma GCC unroll 4
+          for (int64_t v = 0; v < kVecs; ++v) {
+            even[v] += Vec<T>::load(p + v * kLanes);
+            odd[v] += Vec<T>::load(p + map.cp + v * kLanes);
+          }
+        for (int64_t v = 0; v < kVecs; ++v) {
+          if (x < map.w) even[v] += Vec<T>::load(p + v * kLanes);
+          total[v] += even[v] + odd[v];
+        }
       }
-      total += image;
-    }
-    total.store(db + c);
+    for (int64_t v = 0; v < kVecs; ++v) total[v].store(db + c + v * kLanes);
   }
 }
 

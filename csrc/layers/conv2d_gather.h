@@ -24,10 +24,6 @@ constexpr int64_t kTablePositions = 384;  // a table covers as many images as ha
 constexpr int64_t kBlockPositions = 192;  // what they read and write stays in the L2 cache for all panels
 constexpr int64_t kRunBytes = 16384;      // of a panel, half of the smallest L1 cache
 
-// Vectors of `channels` (padded) split into panels; panel p of a matrix of `rows` rows starts at rows * begin(p)
-// vectors.
-inline Tiles panels(int64_t channels, int64_t lanes) { return {padded_channels(channels) / lanes, kMaxVecs}; }
-
 // Positions of as many images as fill a block; further images repeat them at a distance.
 struct Positions {
   std::vector<Position> at;

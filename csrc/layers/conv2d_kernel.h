@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/simd.h"
+#include "layers/map.h"
 
 namespace mf {
 inline namespace MF_ISA {
@@ -162,6 +163,10 @@ struct Tiles {
       : count((items + most - 1) / most), size(count ? items / count : 0), larger(count ? items % count : 0) {}
   int64_t begin(int64_t t) const { return t * size + std::min(t, larger); }
 };
+
+// Vectors of `channels` (padded) split into panels; panel p of a matrix of `rows` rows starts at rows * begin(p)
+// vectors.
+inline Tiles panels(int64_t channels, int64_t lanes) { return {padded_channels(channels) / lanes, kMaxVecs}; }
 
 }  // namespace conv
 }  // namespace MF_ISA

@@ -58,9 +58,9 @@ Conv2d<T>::Conv2d(const Map& x, const Map& y, const Geometry& g, const Map& dy, 
       offset_.push_back(conv::narrow(k / g.kw * x.row() + k % g.kw * x.cp + c));
   }
   winograd_ = sizeof(T) == 4 && g.groups == 1 && g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.ph == 1 &&
-              g.pw == 1 && x.cp % kLanePad == 0 && winograd::pays(x.c, y.c);
-  count_.resize(static_cast<size_t>(std::max(taps(), winograd_ ? std::max(x.c, y.c) : 0)));
-  std::iota(count_.begin(), count_.end(), 0);
+              g.pw == 1 && x.cp % kLanePad == 0 && std::min({x.bh, x.bw, dy.bh, dy.bw}) >= 1;
+  tap_.resize(static_cast<size_t>(taps()));
+  std::iota(tap_.begin(), tap_.end(), 0);
   if (dx.n == 0) return;
   group_transposed_ = depthwise_ ? 0 : taps() * co_ * padded_channels(ci_);
   transposed_size_ = g.groups * group_transposed_;
@@ -128,14 +128,16 @@ template <class T>
 void Conv2d<T>::forward(const Term* terms, int count, const T* bias, T* y, int64_t n, Team& team) const {
   std::array<Term, conv::kMaxTerms> term;
   const int kept = compact(terms, count, &term);
-  if (kept > 0 && by_winograd(n)) return winograd::gather(x_, y_, count_, term.data(), kept, bias, false, y, n, team);
+  const int tile = kept > 0 ? winograd_tile(n) : 0;
+  if (tile == 2) return winograd::gather<winograd::F2>(x_, y_, term.data(), kept, bias, false, y, n, team);
+  if (tile == 4) return winograd::gather<winograd::F4>(x_, y_, term.data(), kept, bias, false, y, n, team);
   conv::for_each_block(forward_, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
     std::array<Term, conv::kMaxTerms> here = term;
     for (auto& t : here) t.a += image * forward_.in_image;
     T* out = y + image * forward_.out_image;
     const conv::Position* at = forward_.at.data() + first;
     if (depthwise_) {
-      conv::depthwise_block(here.data(), kept, offset_, count_, y_.cp, at, last - first, bias, false, out);
+      conv::depthwise_block(here.data(), kept, offset_, tap_, y_.cp, at, last - first, bias, false, out);
       return;
     }
     for (int64_t g = 0; g < g_.groups; ++g) {
@@ -164,17 +166,16 @@ void Conv2d<T>::backward_input(const Term* terms, int count, T* dx, bool accumul
     });
     for (int t = 0; t < kept; ++t) term[static_cast<size_t>(t)].b = scratch + t * transposed_size_;
   }
-  if (kept > 0 && by_winograd(n)) {
-    const T* none = nullptr;
-    return winograd::gather(dy_, dx_, count_, term.data(), kept, none, accumulate, dx, n, team);
-  }
+  const T* none = nullptr;
+  const int tile = kept > 0 ? winograd_tile(n) : 0;
+  if (tile == 2) return winograd::gather<winograd::F2>(dy_, dx_, term.data(), kept, none, accumulate, dx, n, team);
+  if (tile == 4) return winograd::gather<winograd::F4>(dy_, dx_, term.data(), kept, none, accumulate, dx, n, team);
   for (const Class& c : classes_)
     conv::for_each_block(c.positions, n, conv::kBlockPositions, team, [&](int64_t image, int64_t first, int64_t last) {
       std::array<Term, conv::kMaxTerms> here = term;
       for (auto& t : here) t.a += image * c.positions.in_image;
       T* out = dx + image * c.positions.out_image;
       const conv::Position* at = c.positions.at.data() + first;
-      const T* none = nullptr;
       if (depthwise_) {
         conv::depthwise_block(here.data(), kept, c.offset, c.tap, dx_.cp, at, last - first, none, accumulate, out);
         return;
@@ -196,7 +197,9 @@ void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumu
     if (!accumulate) std::fill(dw, dw + packed_size_, T(0));
     return;
   }
-  if (by_winograd(n)) return winograd::outer(x_, dy_, count_, term.data(), kept, accumulate, dw, n, team);
+  const int tile = winograd_tile(n);
+  if (tile == 2) return winograd::outer<winograd::F2>(x_, dy_, term.data(), kept, accumulate, dw, n, team);
+  if (tile == 4) return winograd::outer<winograd::F4>(x_, dy_, term.data(), kept, accumulate, dw, n, team);
   // Work is divided over rows of the result, never over positions: the order of the sums stays.
   const int64_t positions = weight_.per_image * n;
   const bool exact = forward_shape(0).exact, many = positions >= conv::kFewPositions && rows() >= conv::kPackedRows;
