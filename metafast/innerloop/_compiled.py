@@ -29,6 +29,8 @@ class Compiled:
     def __post_init__(self) -> None:
         self.vectors = encode(self.traced.program)
         self.kernels: dict[tuple[str, str], Any] = {}
+        c, h, w = self.traced.program.values[0]
+        self.example = (h,) if self.traced.program.tokens else (c,) if h == w == 1 else (c, h, w)
 
     @property
     def stats_width(self) -> int:
@@ -66,6 +68,10 @@ class Compiled:
             self.kernels[key] = found
         return found
 
+    def shaped(self, x: Tensor | None) -> Tensor | None:
+        """Examples of the program's shape: a view."""
+        return x if x is None or x.shape[2:] == self.example else x.view(*x.shape[:2], *self.example)
+
     def run(self, call: Call) -> Result:
         """The losses of a call, and its gradients where they are wanted."""
         program, batch, weights = self.traced.program, call.batch, call.weights
@@ -95,12 +101,14 @@ class Compiled:
                 result.grad_support_x = torch.empty_like(batch.support_x, memory_format=torch.contiguous_format)
             if call.wants_query_x:
                 result.grad_query_x = torch.empty_like(batch.query_x, memory_format=torch.contiguous_format)
-        self.kernel("inner_loop", weights.device)(
-            *self.vectors, weights, call.rates, batch.support_x, batch.support_y, batch.support_mask, batch.query_x,
-            batch.query_y, batch.query_mask, batch.classes, call.batches, call.stats, call.query_weights,
-            call.task_weights, steps, call.order, *options, call.seed, call.first_task, call.memory_budget,
-            result.task_losses, result.support_losses, result.query_losses, result.logits, result.grad_weights,
-            result.grad_rates, result.grad_support_x, result.grad_query_x, result.adapted, result.batch_stats,
+        kernel = self.kernel("inner_loop", weights.device)
+        kernel(
+            *self.vectors, weights, call.rates, self.shaped(batch.support_x), batch.support_y, batch.support_mask,
+            self.shaped(batch.query_x), batch.query_y, batch.query_mask, batch.classes, call.batches, call.stats,
+            call.query_weights, call.task_weights, steps, call.order, *options, call.seed, call.first_task,
+            call.memory_budget, result.task_losses, result.support_losses, result.query_losses, result.logits,
+            result.grad_weights, result.grad_rates, self.shaped(result.grad_support_x),
+            self.shaped(result.grad_query_x), result.adapted, result.batch_stats,
         )  # fmt: skip
         return result
 
@@ -121,14 +129,16 @@ class Compiled:
             )
             grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
             kernel = self.kernel("task_grad", params.device)
-            kernel(*self.vectors, params.contiguous(), x.contiguous(), *rest, losses, logits, grads, grad_x)
+            own = self.shaped(x.contiguous())
+            kernel(*self.vectors, params.contiguous(), own, *rest, losses, logits, grads, self.shaped(grad_x))
             return losses, logits, grads, grad_x
 
         def product(params: Tensor, x: Tensor, direction: Tensor, wants_x: bool) -> tuple[Tensor, Tensor | None]:
             hvp = params.new_empty(params.shape)
             mixed = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
             kernel = self.kernel("task_hvp", params.device)
-            kernel(*self.vectors, params.contiguous(), x.contiguous(), *rest, direction.contiguous(), hvp, mixed)
+            own, direction = self.shaped(x.contiguous()), direction.contiguous()
+            kernel(*self.vectors, params.contiguous(), own, *rest, direction, hvp, self.shaped(mixed))
             return hvp, mixed
 
         outputs: tuple[Tensor, Tensor, Tensor] = TaskGrad.apply(compute, product, params, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,11 +192,13 @@ def _trace_once(
     tokens = not dtype.is_floating_point
     if tokens and len(shape) != 1:
         raise Unsupported(f"input: tokens must be [N, L], got examples of {tuple(shape)}")
-    if not tokens and len(shape) not in (1, 3):
-        raise Unsupported(f"input: examples must be [F] or [C, H, W], got {tuple(shape)}")
+    if len(shape) == 0:
+        raise Unsupported("input: examples must have a dimension of their own, got numbers")
     buffers = {name: id(b) for name, b in model.named_buffers()}
     tracer = Tracer(model, batch_norm)
-    tracer.values.append((1, shape[0], 1) if tokens else (*shape, 1, 1)[:3])  # type: ignore[arg-type]
+    # Anything but [F] and [C, H, W] is a vector until it is flattened, or reshaped to a map.
+    size = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
+    tracer.values.append((1, shape[0], 1) if tokens else size)
     x = tracer.track(torch.zeros(n, *shape, dtype=dtype, device=device), Cell(0))
     try:
         with torch.enable_grad(), _names(model, tracer.stack), tracer:

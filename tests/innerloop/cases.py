@@ -77,12 +77,26 @@ def pooled() -> nn.Sequential:
     )  # fmt: skip
 
 
+def unflattened() -> nn.Sequential:
+    """Examples that are neither vectors nor maps, made maps first."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Unflatten(1, (2, 3, 4)), nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)
+    )
+
+
+def rows() -> nn.Sequential:
+    """Examples without a channel dimension."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.SiLU(), nn.Linear(5, 3))
+
+
 IMAGE = (2, 6, 6)
 COMPILED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "strided": (strided, IMAGE),
     "residual": (Residual, IMAGE),
     "pooled": (pooled, IMAGE),
     "shared": (Shared, (1, 2, 3)),
+    "unflattened": (unflattened, (2, 2, 2, 3)),
+    "rows": (rows, (3, 4)),
     "bag": (Bag, (4,)),
     "mean_embedding": (MeanEmbedding, (4,)),
 }

@@ -158,7 +158,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "values": (Branching, (6,), r"layer model \(Branching\): .*sum has no compiled form"),
     "detach": (Detached, (6,), r"layer model \(Detached\): detach is not differentiable"),
     "custom function": (Quantized, (6,), r"layer model \(Quantized\): round"),
-    "lstm": (Recurrent, (4, 3), r"examples must be \[F\] or \[C, H, W\]"),
+    "lstm": (Recurrent, (4, 3), r"layer lstm \(LSTM\): .*lstm has no compiled form"),
     "softmax": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), (6,), r"layer 1 \(Softmax\): .*softmax"),
     "dilation": (lambda: nn.Sequential(nn.Conv2d(2, 3, 2, dilation=2), nn.Flatten(), nn.LazyLinear(3)), (2, 4, 4),
                  r"layer 0 \(Conv2d\): dilation"),
