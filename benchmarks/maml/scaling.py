@@ -105,6 +105,23 @@ def summarize(results: dict[str, Any], clock: str) -> dict[str, Any]:
     return summary
 
 
+def sentences(results: dict[str, Any]) -> list[str]:
+    """The summary in words, a line for each contender."""
+    summary = results["summary"]
+    lines = []
+    for name in NAMES:
+        if name in summary:
+            row = summary[name]
+            tasks, added = row["ms_per_task"], row["ms_per_added_step"]
+            steps, most = row["mb_at_most_steps"]
+            lines.append(
+                f"{name}: {tasks[0]:.3g} to {tasks[1]:.3g} ms per task, {added[0]:.3g} to {added[1]:.3g} ms and "
+                f"{row['mb_per_added_step']:.2f} MB per added step (one copy of the weights: "
+                f"{summary['weights_mb']:.2f} MB), {most:.0f} MB at {steps} steps"
+            )
+    return lines
+
+
 def plot(results: dict[str, Any], path: Path, clock: str) -> None:
     from matplotlib.figure import Figure
 
@@ -142,19 +159,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     results = Results(args.output, {**provenance(), "benchmark": "maml scaling", "workload": args.workload})
     run(args, results)
-    results.content["summary"] = summary = summarize(results.content, args.clock)
+    results.content["summary"] = summarize(results.content, args.clock)
     results.save()
     plot(results.content, args.output.with_suffix(".png"), args.clock)
-    for name in NAMES:
-        if name in summary:
-            row = summary[name]
-            print(
-                f"{name}: {row['ms_per_task'][0]:.3g} to {row['ms_per_task'][1]:.3g} ms per task, "
-                f"{row['ms_per_added_step'][0]:.3g} to {row['ms_per_added_step'][1]:.3g} ms and "
-                f"{row['mb_per_added_step']:.2f} MB per added step (one copy of the weights: "
-                f"{summary['weights_mb']:.2f} MB), {row['mb_at_most_steps'][1]:.0f} MB at "
-                f"{row['mb_at_most_steps'][0]} steps"
-            )
+    print("\n".join(sentences(results.content)))
     return results.content
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.maml import __main__ as command
-from benchmarks.maml import check, measure, report
+from benchmarks.maml import check, measure, report, tables
 from benchmarks.maml.contenders import BY_NAME, CONTENDERS
 from benchmarks.maml.peak import fma_probe
 from benchmarks.maml.worker import Worker, WorkerError
@@ -143,3 +143,28 @@ def test_peak_is_that_of_a_core() -> None:
     if probe is None:
         pytest.skip("no C++ compiler")
     assert 1 < probe(1).cpu < 1000
+
+
+def test_scaling_resumes_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.maml import scaling
+
+    output = tmp_path / "scaling.json"
+    arguments = ["--workload", "tiny_mlp", "--tasks", "1", "--steps", "1", "--unroll", "40", "--only", "learn2learn",
+                 "--rounds", "1", "--output", str(output)]  # fmt: skip
+    if BY_NAME["learn2learn"].missing() is not None:
+        pytest.skip("no learn2learn")
+    content = scaling.main(arguments)
+    summary = content["summary"]["learn2learn"]
+    assert summary["mb_at_most_steps"][0] == 40
+    assert summary["ms_per_added_step"][0] > 0
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    monkeypatch.setattr(scaling, "Worker", lambda *_, **__: pytest.fail("everything is there"))
+    assert scaling.main(arguments)["summary"] == content["summary"]
+
+
+def test_readme_shows_the_results() -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.render(text) == text, "run python -m benchmarks.maml.tables"
+    with pytest.raises(ValueError, match="one block"):
+        tables.render("")
