@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, in one call of less than nine minutes: builds in place, runs the tests marked gpu,
-# times the steps, looks for bad memory accesses, and profiles the main kernels. Results go to $OUT as JSON and logs.
+# times the steps and the meta-gradients, looks for bad memory accesses, and profiles the main kernels. Results go to
+# $OUT as JSON and logs.
 #   benchmarks/gpu.sh            run all of it
 #   benchmarks/gpu.sh --dry-run  print the commands
 # A part that fails does not stop the next one; the exit status is the number of failed parts.
@@ -38,25 +39,32 @@ if [ "$DRY_RUN" = no ]; then
   export CMAKE_ARGS="${CMAKE_ARGS:-} -DCMAKE_CUDA_ARCHITECTURES=$capability-real"
 fi
 
-part build 110 "$PYTHON" setup.py -q build_ext --inplace
+part build 100 "$PYTHON" setup.py -q build_ext --inplace
 part env 20 "$PYTHON" -c 'import json; from metafast import ops; print(json.dumps(ops.backend_report(), indent=1))'
 
 # Several processes, where pytest-xdist is there: compiling the Triton kernels is most of the time.
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
 mapfile -t command < <(tests -m gpu "${workers[@]}" tests/ops tests/cuda tests/optim tests/triton)
-part tests 140 "${command[@]}"
+part tests 130 "${command[@]}"
 
-part throughput 110 "$PYTHON" -m benchmarks.throughput.cuda --rounds 7 --output "$OUT/throughput_cuda.json"
+part throughput 60 "$PYTHON" -m benchmarks.throughput.cuda --sizes tiny billion --rounds 5 \
+  --output "$OUT/throughput_cuda.json"
+
+part meta 100 "$PYTHON" -m benchmarks.maml.cuda --rounds 5 --compile-seconds 50 --output "$OUT/maml_cuda.json"
 
 mapfile -t command < <(tests -m gpu tests/cuda/test_device.py \
   -k "adam-torch.bfloat16-torch.float32-3-cuda or sgd-torch.float32-torch.bfloat16-3-cuda")
-part memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 9 --target-processes all "${command[@]}"
+part memcheck 35 compute-sanitizer --tool memcheck --error-exitcode 9 --target-processes all "${command[@]}"
 mapfile -t command < <(tests -m gpu tests/ops -k "device_equals_reference and cuda and float32")
-part racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all "${command[@]}"
+part racecheck 30 compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all "${command[@]}"
+
+# The inner loops' tiles, which share memory between threads.
+mapfile -t command < <(tests -m gpu tests/cuda/test_inner_loop_device.py -k "tiles and vectors and float32")
+part innercheck 30 compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all "${command[@]}"
 
 # The kernels on 25 M elements, after the check's small ones: bytes moved, and the share of the peak.
-part ncu 50 ncu --clock-control none --kernel-name 'regex:step_kernel|finish_kernel' --launch-skip 8 --launch-count 6 \
+part ncu 25 ncu --clock-control none --kernel-name 'regex:step_kernel|finish_kernel' --launch-skip 8 --launch-count 6 \
   --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread,sm__warps_active.avg.pct_of_peak_sustained_active \
   "$PYTHON" -m benchmarks.throughput.cuda --rounds 1 --sizes one --only '^metafast AdamW$'
 

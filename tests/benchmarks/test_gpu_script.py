@@ -23,7 +23,9 @@ def test_dry_run_fits_into_nine_minutes(tmp_path: Path) -> None:
         check=True,
     )
     parts = dict(re.findall(r"^== (\w+) \(at most (\d+) s\)", done.stdout, re.MULTILINE))
-    assert list(parts) == ["build", "env", "tests", "throughput", "memcheck", "racecheck", "ncu"]
+    assert list(parts) == [
+        "build", "env", "tests", "throughput", "meta", "memcheck", "racecheck", "innercheck", "ncu",
+    ]  # fmt: skip
     assert sum(map(int, parts.values())) < 540
     for path in re.findall(r"(tests/\S+|benchmarks/\S+)", done.stdout):
         if not path.endswith(".json"):
