@@ -23,6 +23,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int64: "*i64",
+    torch.bool: "*i1",
 }
 
 
