@@ -11,39 +11,28 @@ from rich.console import Console
 from rich.table import Table
 
 from metafast.data import DatasetNotFoundError
-from metafast.maml.transfer import RECIPES, STARTS, Options, Report, run
+from metafast.maml.transfer import RECIPES, STARTS, Options, Report, at_hand, run
 
 
 def transfer(recipe: str, backbone: str, *, output: Path, resume: bool, **settings: Any) -> None:
     """Run the experiment and show what it found."""
     console = Console()
-    names = ["hub", "local"] if recipe == "auto" else [recipe]
-    report = None
     say = functools.partial(console.print, highlight=False, markup=False)
-    for name in names:
-        options = Options(recipe=name, backbone=backbone, **settings)
-        console.print(f"[bold]metafast maml transfer[/]: {name} recipe, seed {options.seed}", highlight=False)
-        try:
-            report = run(
-                options,
-                output,
-                resume=resume,
-                tell=lambda text: say(f"  {text}"),
-            )
-            break
-        except DatasetNotFoundError as error:
-            if name == names[-1]:
-                raise typer.BadParameter(str(error), param_hint="--recipe") from None
-            first = str(error).splitlines()[0]
-            console.print(
-                f"The hub recipe is not at hand ({first}); the local one runs.", highlight=False, markup=False
-            )
-        except KeyboardInterrupt:
-            console.print(f"\nInterrupted; go on with the same command and --resume (in {output}).")
-            raise typer.Exit(130) from None
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise typer.BadParameter(str(error)) from None
-    assert report is not None
+    if recipe == "auto":
+        recipe = "hub" if at_hand(RECIPES["hub"]) else "local"
+        if recipe == "local":
+            say("The photo sets of the hub recipe are not at hand and the hub does not answer; the local recipe runs.")
+    options = Options(recipe=recipe, backbone=backbone, **settings)
+    console.print(f"[bold]metafast maml transfer[/]: {recipe} recipe, seed {options.seed}", highlight=False)
+    try:
+        report = run(options, output, resume=resume, tell=lambda text: say(f"  {text}"))
+    except DatasetNotFoundError as error:
+        raise typer.BadParameter(str(error), param_hint="--recipe") from None
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted; go on with the same command and --resume (in {output}).")
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise typer.BadParameter(str(error)) from None
     show(console, report)
     files = [output / "results.json", *draw(report, output)]
     console.print("Wrote:", highlight=False)
@@ -60,7 +49,7 @@ def show(console: Console, report: Report) -> None:
             title=f"{data}: after {steps} steps, 95 % interval over {episodes} episodes; "
             f"threshold {100 * members[0]['threshold']:.1f} %"
         )
-        for column in ("start", "rate", "accuracy", "macro F1", "steps to threshold", "ms to threshold"):
+        for column in ("start", "rate", "accuracy", "macro F1", "steps to it", "ms to it"):
             table.add_column(column, justify="left" if column == "start" else "right")
         for row in members:
             reached = row["steps_to_threshold"]

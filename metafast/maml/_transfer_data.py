@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,7 +112,7 @@ def featured(images: ClassSet, extract: Callable[[Tensor], Tensor], batch: int =
     for start in range(0, len(images.examples), batch):
         x = torch.from_numpy(images.examples[start : start + batch]).float() * scale + shift
         parts.append(extract(x).float().cpu().numpy())
-    return replace(images, examples=np.concatenate(parts), mean=(0.0,), std=(1.0,))
+    return replace(images, examples=np.concatenate(parts), mean=(0.0,), std=(1.0,), turned_classes=False)
 
 
 def merged(sets: Sequence[ClassSet]) -> tuple[Tensor, Tensor]:
@@ -121,6 +124,23 @@ def merged(sets: Sequence[ClassSet]) -> tuple[Tensor, Tensor]:
         labels.append(y + offset)
         offset += one.classes
     return torch.cat(inputs), torch.cat(labels)
+
+
+def at_hand(recipe: Recipe, timeout: float = 3.0) -> bool:
+    """Whether a recipe's data sets are in METAFAST_DATA, or the hub answers."""
+    sources = (*recipe.train, *recipe.val, *recipe.test)
+    if all(_has_file(source.name, split) for source in sources for split in source.splits):
+        return True
+    try:
+        with socket.create_connection(("huggingface.co", 443), timeout):
+            return True
+    except OSError:
+        return False
+
+
+def _has_file(name: str, split: str) -> bool:
+    root = os.environ.get("METAFAST_DATA")
+    return bool(root) and (Path(str(root)) / name / f"{split}.parquet").is_file()
 
 
 def _part(classes: ClassSet, first: float, last: float) -> ClassSet:
@@ -143,17 +163,13 @@ def _first(classes: ClassSet, limit: int) -> ClassSet:
 
 def _read(source: Source, size: int, limit: int) -> ClassSet:
     """Photos of any size, resized one by one, no more of them than are wanted."""
-    from metafast.data import DatasetNotFoundError
     from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
 
     arrays: list[np.ndarray[Any, Any]] = []
     labels: list[Any] = []
     taken: dict[Any, int] = {}
     for split in source.splits:
-        try:
-            rows = load(source.name, split)
-        except DatasetNotFoundError:
-            rows = load(str(source.hub), split)
+        rows = load(source.name if _has_file(source.name, split) else str(source.hub), split)
         image = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
         column = source.label or next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
         if image is None or column is None or column not in rows.column_names:

@@ -25,7 +25,7 @@ from metafast.maml._evaluate import evaluating, first_tasks
 from metafast.maml._maml import MAML
 from metafast.maml._metrics import interval
 from metafast.maml._transfer_backbone import hub_backbone, own_backbone
-from metafast.maml._transfer_data import RECIPES, Recipe, Source, featured, merged, pictures
+from metafast.maml._transfer_data import RECIPES, Recipe, Source, at_hand, featured, merged, pictures
 from metafast.maml.baselines import choose_rate, pretrain
 from metafast.maml.trainer import Trainer
 from metafast.metrics import macro_f1, steps_to_threshold
@@ -35,9 +35,9 @@ from metafast.runs._checkpoint import replace_file
 
 TEST_SEED = 1_000_003
 STARTS = {
-    "random": "random initialization",
-    "supervised": "supervised pre-training",
-    "meta": "meta-learned initialization",
+    "random": "random",
+    "supervised": "supervised",
+    "meta": "meta-learned",
 }
 
 
@@ -401,4 +401,4 @@ def _same_options(options: Options, output: Path, resume: bool) -> None:
     replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-__all__ = ["RECIPES", "STARTS", "Options", "Phase", "Recipe", "Report", "Source", "run", "write"]
+__all__ = ["RECIPES", "STARTS", "Options", "Phase", "Recipe", "Report", "Source", "at_hand", "run", "write"]
