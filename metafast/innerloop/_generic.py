@@ -8,145 +8,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+from torch.func import grad_and_value, vmap
 
 from metafast.innerloop._call import Call, Result
-from metafast.innerloop._layout import Layout
-from metafast.innerloop._loss import LossKind
-from metafast.innerloop._model import logits_of, norm_layers
-from metafast.innerloop._rules import SGD, Adam, Rule
+from metafast.innerloop._functional import Functional, Steps
 from metafast.ops._dropout_hash import QUERY_STEP
-from metafast.ops._program import Loss
 from metafast.ops._rounding import rounding_key
 
 
-class Steps:
-    """The inner optimizer in differentiable operations, on flat `[..., A]` tensors of the adapted parameters."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.m: Tensor | None = None
-        self.v: Tensor | None = None
-        self.t = 0
-
-    def update(self, g: Tensor, theta: Tensor, start: Tensor) -> Tensor:
-        rule = self.rule
-        assert isinstance(rule, SGD | Adam)
-        self.t += 1
-        d = g + rule.weight_decay * theta if rule.weight_decay else g
-        if rule.prox:
-            d = d + rule.prox * (theta - start)
-        if isinstance(rule, SGD):
-            self.m = d if self.m is None or not rule.momentum else rule.momentum * self.m + d
-            return self.m
-        self.m = (1 - rule.beta1) * d if self.m is None else rule.beta1 * self.m + (1 - rule.beta1) * d
-        self.v = (1 - rule.beta2) * d * d if self.v is None else rule.beta2 * self.v + (1 - rule.beta2) * d * d
-        v_hat = self.v / (1 - rule.beta2**self.t)
-        moving = v_hat > 0  # the root has no derivative at 0
-        root = torch.where(moving, torch.where(moving, v_hat, 1).sqrt(), 0)
-        return self.m / (1 - rule.beta1**self.t) / (root + rule.eps)
-
-
 @dataclass
-class Generic:
-    """A model, its layout and its loss, run by `torch.func`.
+class Generic(Functional):
+    """The meta-gradient of a model by autograd, in either of two ways.
 
     Args:
-        model: any module.
-        layout: of its parameters.
-        loss: what is minimized.
-        batch_norm: "auto", "batch" or "running".
         vectorized: all tasks under `vmap`; else one after another.
     """
 
-    model: nn.Module
-    layout: Layout
-    loss: LossKind
-    batch_norm: str
     vectorized: bool = False
-
-    def __post_init__(self) -> None:
-        self.norms = norm_layers(self.model)
-        self.recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
-        self.inside = [name in self.layout.adapted for name in self.layout.names]
-
-    @property
-    def stats_width(self) -> int:
-        """S, the elements of all batch statistics."""
-        return sum(2 * layer.channels for layer in self.norms)
-
-    # ---- the model as a function
-
-    def forward(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, stats: Tensor | None, key: int | None
-    ) -> Tensor:
-        """Logits; batch norms as `batch_norm` says, random layers seeded by `key` (None: left alone)."""
-        if stats is not None:
-            for layer in self.norms:
-                c, o = layer.channels, layer.offset
-                for name, value in zip(layer.buffers, (stats[o : o + c], stats[o + c : o + 2 * c]), strict=True):
-                    if name is not None:
-                        buffers = {**buffers, name: value}
-        modes: list[tuple[nn.Module, bool]] = []
-        if self.batch_norm != "auto":
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    modes.append((module, module.training))
-                    module.training = self.batch_norm == "batch"
-        try:
-            if key is None:
-                return self.call(params, buffers, x)
-            with _seeded(key, x.device):
-                return self.call(params, buffers, x)
-        finally:
-            for module, training in modes:
-                module.training = training
-
-    def call(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Logits by kernels that can be differentiated twice: fused attention and cuDNN's recurrent layers cannot."""
-        with ExitStack() as contexts:
-            contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.recurrent and x.is_cuda:
-                tf32 = torch.backends.cudnn.allow_tf32
-                contexts.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32))
-            return _tensor(functional_call(self.model, (params, buffers), (x,)))
-
-    def split(self, params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The adapted parameters as one vector, and the others."""
-        flat = torch.cat(
-            [params[n].reshape(-1) for n, inside in zip(self.layout.names, self.inside, strict=True) if inside]
-        )
-        return flat, {n: params[n] for n, inside in zip(self.layout.names, self.inside, strict=True) if not inside}
-
-    def join(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `split`."""
-        inner = [n for n, inside in zip(self.layout.names, self.inside, strict=True) if inside]
-        shapes = [self.layout.shapes[n] for n in inner]
-        parts = flat.split([math.prod(shape) for shape in shapes])
-        return {**others, **{n: part.view(shape) for n, part, shape in zip(inner, parts, shapes, strict=True)}}
-
-    def rate(self, rates: Tensor, k: int) -> Tensor:
-        """The rates of step k, for the adapted elements only."""
-        row = rates[k if rates.shape[0] > 1 else 0]
-        sizes = self.layout.sizes
-        if row.numel() == 1:
-            return row.view(())
-        if row.numel() == len(sizes):
-            chosen = [i for i, inside in enumerate(self.inside) if inside]
-            repeats = torch.tensor([sizes[i] for i in chosen], device=row.device)
-            return row[chosen].repeat_interleave(repeats, output_size=sum(sizes[i] for i in chosen))
-        return torch.cat([part for part, inside in zip(row.split(sizes), self.inside, strict=True) if inside])
-
-    # ---- one task
 
     def task_loss(
         self, params: dict[str, Tensor], rates: Tensor, data: dict[str, Any], call: Call, task: int | None,
@@ -222,21 +107,6 @@ class Generic:
                 create = differentiable and order == 2
                 (gradient,) = torch.autograd.grad(value, point, create_graph=create)
         return value.detach(), gradient if order == 2 else gradient.detach()
-
-    def judge(self, z: Tensor, y: Tensor, name: str, task: int | None) -> Tensor:
-        """The loss, 0 for no examples; labels that the logits do not have are named."""
-        if y.shape[0] == 0:
-            return z.sum() * 0
-        if self.loss.kind is Loss.CROSS_ENTROPY and task is not None:
-            low, high = y.aminmax()
-            if int(low) < 0 or int(high) >= z.shape[1]:
-                raise ValueError(
-                    f"{name}: task {task} has labels {int(low)} to {int(high)}, the model has {z.shape[1]} classes"
-                )
-        value = self.loss.function(z, y)
-        if value.dim() != 0:
-            raise ValueError(f"loss must return a scalar for one task, got shape {list(value.shape)}")
-        return value
 
     # ---- all tasks
 
@@ -382,22 +252,6 @@ class Generic:
         return torch.stack(losses), pad_logits(logits, x.shape[1], mask), torch.stack(grads)
 
 
-@contextmanager
-def _seeded(key: int, device: torch.device) -> Iterator[None]:
-    """The generators of the CPU and of the device start from `key`, and go on afterwards where they were."""
-    generators = [torch.default_generator]  # torch.manual_seed would format a stack trace for every device
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(key)
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-
 def pad_logits(parts: list[Tensor], examples: int, mask: Tensor | None) -> Tensor:
     """`[T, N, C]` of the logits of each task's valid examples, 0 elsewhere."""
     if mask is None:
@@ -406,13 +260,6 @@ def pad_logits(parts: list[Tensor], examples: int, mask: Tensor | None) -> Tenso
     for t, part in enumerate(parts):
         full[t, mask[t]] = part
     return full
-
-
-def _tensor(output: Any) -> Tensor:
-    logits = logits_of(output)
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"model must return logits, or an object with .logits, got {type(output).__name__}")
-    return logits
 
 
 def _inputs(data: dict[str, Any]) -> dict[str, Tensor]:

@@ -249,6 +249,25 @@ def test_statistics_of_steps_come_back_and_can_be_given() -> None:
         torch.testing.assert_close(other, losses[0], rtol=1e-9, atol=0)
 
 
+def test_statistics_for_layers_that_keep_none() -> None:
+    """MAML++: batch norms without running statistics, evaluated with those of each step."""
+    model = strided(lambda c: nn.BatchNorm2d(c, track_running_stats=False)).double()
+    batch = make_batch((2, 6, 6))
+    stats = torch.rand(3, 18, dtype=torch.float64) + 0.5
+    losses = [InnerLoop(model, steps=2, engine=e, batch_norm="running")(batch, rates=0.1, stats=stats).task_losses
+              for e in ENGINES]  # fmt: skip
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-9, atol=0)
+    assert model[1].running_mean is None
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="stats is needed: batch norm '1' keeps no running statistics"):
+            InnerLoop(model, steps=2, engine=engine, batch_norm="running")(batch)
+        model.eval()  # without statistics of their own, torch's layers go on with the batch's
+        followed = InnerLoop(model, steps=2, engine=engine)(batch, rates=0.1).task_losses
+        model.train()
+        torch.testing.assert_close(followed, InnerLoop(model, steps=2, engine=engine)(batch, rates=0.1).task_losses)
+
+
 def test_adapt_and_gradient() -> None:
     for engine in ("compiled", "loop"):
         model, batch = make("strided"), batch_of("strided")
