@@ -95,7 +95,7 @@ class Engines:
         if engine.vectorized:
             try:
                 return engine, engine.run(call)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, IndexError) as error:
                 result = self.loop.run(call)  # an error of the model itself is raised again here
                 return self._settle(call, Explanation("loop", f"vmap cannot: {_first_line(error)}")), result
         tried = self.explanation.seconds or "vmap cannot" in self.explanation.reason
@@ -115,7 +115,7 @@ class Engines:
                     if call.weights.is_cuda:
                         torch.cuda.synchronize()
                     seconds[name] = time.perf_counter() - begin
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, IndexError) as error:
                 if name == "loop":
                     raise
                 settled = self._settle(call, Explanation("loop", f"{reason}; vmap cannot: {_first_line(error)}"))

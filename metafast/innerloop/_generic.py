@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from metafast.innerloop._arguments import check_labels
 from metafast.innerloop._call import Call, Result
 from metafast.innerloop._functional import Functional, Steps
 from metafast.ops._dropout_hash import QUERY_STEP
+from metafast.ops._program import Loss
 from metafast.ops._rounding import rounding_key
 
 
@@ -212,6 +214,9 @@ class Generic(Functional):
                 grads, (_, report) = vmap(grad_and_value(task, has_aux=True), randomness="error")(chosen, fixed)
         result = Result(report["task_losses"], report["support_losses"], report["query_losses"], report["logits"])
         result.adapted = report.get("adapted")
+        if self.loss.kind is Loss.CROSS_ENTROPY:  # a loss under vmap does not look
+            check_labels("support_y", batch.support_y, None, None, result.logits.shape[-1])
+            check_labels("query_y", batch.query_y, None, None, result.logits.shape[-1])
         if grads is None:
             return result
         active = share != 0

@@ -89,7 +89,7 @@ DATA: dict[str, tuple[Change, type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "loop", "vmap"])
 @pytest.mark.parametrize("case", DATA)
 def test_data(case: str, engine: str) -> None:
     change, kind, message = DATA[case]
