@@ -16,6 +16,7 @@ from metafast.innerloop._layout import Layout
 from metafast.innerloop._loss import LossKind
 from metafast.innerloop._outcome import Explanation
 from metafast.innerloop._trace import Traced, Unsupported, trace
+from metafast.ops._native import LIBRARIES
 
 Engine = Compiled | Generic
 ENGINES = ("auto", "compiled", "reference", "loop", "vmap")
@@ -69,6 +70,9 @@ class Engines:
             return self.loop, Explanation("loop", f"no compiled form: {why}")
         name = "reference" if self.engine == "reference" else "compiled"
         reason = "asked for" if self.engine != "auto" else "every layer has a compiled form"
+        library = LIBRARIES.get(x.device.type)
+        if name == "compiled" and (library is None or not library.loaded):
+            reason += f"; run by the slow PyTorch reference, without native kernels for {x.device.type}"
         return compiled, Explanation(name, reason, compiled.traced.layers)
 
     def _trace(self, x: Tensor) -> Traced:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from metafast.innerloop._model import NormLayer, logits_of, norm_layers
-from metafast.innerloop._traced_functions import FREE, FREE_NAMES, HANDLERS, NOT_DIFFERENTIABLE, VALUES
+from metafast.innerloop._traced_functions import FREE, FREE_NAMES, HANDLERS, NOT_DIFFERENTIABLE, RANDOM, VALUES
 from metafast.innerloop._traced_shapes import Cell, flat
 from metafast.ops._program import Instruction, Loss, Opcode, Param, Program
 
@@ -124,6 +124,8 @@ class Tracer(TorchFunctionMode):
             if id(mutated) in self.counters:
                 return mutated  # batch norm counts its batches
             raise self.fail(f"stateful: it writes its buffer {self.buffers[id(mutated)]!r}")
+        if name in RANDOM:
+            raise self.fail(f"it draws random numbers ({name}); nn.Dropout has a compiled form")
         if not any(id(t) in self.cells for t in tensors):
             return func(*args, **kwargs)
         if func in FREE or name in FREE_NAMES:

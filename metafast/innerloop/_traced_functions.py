@@ -378,7 +378,11 @@ FREE_NAMES = set(
     "size dim numel nelement is_floating_point is_complex is_contiguous stride __len__ get_device element_size".split()
 )
 NOT_DIFFERENTIABLE = set(
-    "detach detach_ argmax argmin argsort sign round floor ceil trunc heaviside bernoulli multinomial "
+    "detach detach_ argmax argmin argsort sign round floor ceil trunc heaviside "
     "eq ne gt ge lt le __eq__ __ne__ __gt__ __ge__ __lt__ __le__".split()
+)
+RANDOM = set(
+    "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ "
+    "poisson uniform_ random_ exponential_ log_normal_ geometric_ cauchy_ rrelu".split()
 )
 VALUES = set("__bool__ item tolist numpy __float__ __int__ __index__ __array__ is_nonzero allclose equal".split())

@@ -170,6 +170,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
                   r"layer 1 \(Dropout2d\): dropout of whole channels"),
     "constant": (lambda: Plus(), (6,), "constant|one shape"),
     "number of examples": (lambda: Counted(), (6,), "depend on the number of examples|reshaping"),
+    "layer drop": (lambda: LayerDrop(), (6,), r"layer model \(LayerDrop\): it draws random numbers"),
     "half": (lambda: nn.Linear(6, 3).bfloat16(), (6,), "bfloat16"),
 }  # fmt: skip
 
@@ -181,6 +182,19 @@ class Plus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.shift
+
+
+class LayerDrop(nn.Module):
+    """Leaves layers out at random, by numbers that do not come from its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)]), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) if torch.rand(()) < 0.5 else x
+        return self.last(x)
 
 
 class Counted(nn.Module):
