@@ -1,6 +1,6 @@
 """Does it learn? Meta-training by the recipes in recipes/*.json: 600 test episodes, 95 % intervals, several seeds.
 
-    python -m benchmarks.maml.learning sinusoid
+    python -m benchmarks.maml.learning sinusoid omniglot_fc
     python -m benchmarks.maml.learning omniglot_fc --methods MAML --seeds 0
     python -m benchmarks.maml.learning omniglot_fc --trial --set MAML.meta_lr=0.003 --output trial.json
     python -m benchmarks.maml.learning --report
@@ -160,20 +160,20 @@ def baseline(recipe: Recipe, method: str, seed: int, trial: bool = False) -> dic
     return {"test": result.result.summary(), "chosen": result.settings, "minutes": round(minutes, 2)}
 
 
-def run(args: argparse.Namespace) -> None:
-    """Works off the rows that a results file lacks."""
-    recipe = recipe_of(args.recipe, args.set)
-    results = Results(args.output or RESULTS / f"maml_{args.recipe}.json", args.recipe, recipe)
-    for seed in args.seeds:
+def run(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> None:
+    """Works off the rows that a recipe's results file lacks."""
+    recipe = recipe_of(name, args.set)
+    results = Results(args.output or RESULTS / f"maml_{name}.json", name, recipe)
+    for seed in seeds:
         for method in args.methods or recipe["methods"]:
             settings = settings_of(recipe, method)
             if results.has(method, seed, settings):
                 continue
-            print(f"{args.recipe}: {method}, seed {seed}", flush=True)
+            print(f"{name}: {method}, seed {seed}", flush=True)
             if "baseline" in settings:
                 row = baseline(recipe, method, seed, args.trial)
             else:
-                row = meta_train(args.recipe, recipe, method, seed, args.runs, args.trial)
+                row = meta_train(name, recipe, method, seed, args.runs, args.trial)
             facts = versions()
             machine = {"cores": os.cpu_count(), **{k: facts[k] for k in ("cpu", "torch", "python", "metafast")}}
             row = {**row, "settings": settings, "seed": seed, "commit": facts["commit"],
@@ -182,12 +182,12 @@ def run(args: argparse.Namespace) -> None:
             print(f"  test {row['test']['mean']:.4f} ± {row['test']['half_width']:.4f}, {row['minutes']:.1f} minutes",
                   flush=True)  # fmt: skip
     learning_report.plot(results.content, results.path.with_suffix(".png"))
-    print(learning_report.table(results.content))
+    print(learning_report.table(results.content), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", choices=sorted(p.stem for p in RECIPES.glob("*.json")))
+    parser.add_argument("recipes", nargs="*", help="names in recipes/; with several, seed 0 of all comes first")
     parser.add_argument("--methods", nargs="+", help="default: all of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE", help="a changed recipe, for trials")
@@ -203,15 +203,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
             if "recipe" in content:
                 print(learning_report.table(content) + "\n")
-    elif args.recipe is None:
-        parser.error("which recipe? Or --report")
-    elif args.trial and args.output is None:
+        return
+    known = sorted(p.stem for p in RECIPES.glob("*.json"))
+    if not args.recipes or set(args.recipes) - set(known):
+        parser.error(f"recipes, got {args.recipes}: choose from {', '.join(known)}; or --report")
+    if args.trial and args.output is None:
         parser.error("--trial needs --output: its rows are no results")
-    else:
-        unknown = set(args.methods or ()) - set(recipe_of(args.recipe)["methods"])
-        if unknown:
-            parser.error(f"--methods {', '.join(sorted(unknown))}: not in the recipe")
-        run(args)
+    if len(args.recipes) > 1 and (args.output or args.methods or args.set):
+        parser.error("--output, --methods and --set are for one recipe")
+    unknown = set(args.methods or ()) - set(recipe_of(args.recipes[0])["methods"])
+    if unknown:
+        parser.error(f"--methods {', '.join(sorted(unknown))}: not in the recipe")
+    for seed in args.seeds:
+        for name in args.recipes:
+            run(args, name, [seed])
 
 
 if __name__ == "__main__":
