@@ -148,8 +148,38 @@ class ConvNode final : public Node<T> {
  private:
   void bias_gradient(const Pass<T>& p, const T* dy, bool add) const {
     T* db = this->bias.grad(p, true);
-    if (!bias_cancels) return sum_channels(dy_, dy, db, add, p.n);
-    if (!add) std::fill(db, db + dy_.cp, T(0));
+    if (bias_cancels) {
+      if (!add) std::fill(db, db + dy_.cp, T(0));
+    } else if (dy_.image() == dy_.cp) {
+      sum_rows(dy, db, add, p.n);
+    } else {
+      sum_channels(dy_, dy, db, add, p.n);
+    }
+  }
+
+  // One pixel for each example, as a linear layer has: as many channels as the padding at a time, in two chains.
+  void sum_rows(const T* dy, T* db, bool add, int64_t n) const {
+    using V = Vec<T>;
+    static_assert(kLanePad % V::kLanes == 0);
+    constexpr int64_t kStep = kLanePad;
+    for (int64_t c = 0; c < dy_.cp; c += kStep) {
+      V even[kStep / V::kLanes], odd[kStep / V::kLanes];
+      for (V& v : even) v = V::zero();
+      for (V& v : odd) v = V::zero();
+      const T* row = dy + c;
+      int64_t i = 0;
+      for (; i + 1 < n; i += 2, row += 2 * dy_.cp)
+        for (int64_t k = 0; k < kStep / V::kLanes; ++k) {
+          even[k] += V::load(row + k * V::kLanes);
+          odd[k] += V::load(row + dy_.cp + k * V::kLanes);
+        }
+      for (int64_t k = 0; k < kStep / V::kLanes; ++k) {
+        if (i < n) even[k] += V::load(row + k * V::kLanes);
+        V total = even[k] + odd[k];
+        if (add) total += V::load(db + c + k * V::kLanes);
+        total.store(db + c + k * V::kLanes);
+      }
+    }
   }
 
   Map dy_;
