@@ -11,6 +11,7 @@ from metafast.data._splits import Samples, Splits, digits, split_validation
 from metafast.data._tasks import Task, TaskBatch
 from metafast.data._tensors import labels_of, to_tensors
 from metafast.data._text import bag_of_words, hash_tokens
+from metafast.data._word_vectors import WordVectors, word_vectors
 
 __all__ = [
     "Augment",
@@ -28,6 +29,7 @@ __all__ = [
     "Step",
     "Task",
     "TaskBatch",
+    "WordVectors",
     "all_classes",
     "bag_of_words",
     "check_disjoint",
@@ -41,4 +43,5 @@ __all__ = [
     "load",
     "split_validation",
     "to_tensors",
+    "word_vectors",
 ]

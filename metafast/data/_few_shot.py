@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, permutation
+from metafast.data._few_rel import read_few_rel, split_few_rel, split_few_rel_vectors
 from metafast.data._load import load
 from metafast.data._pictures import pictures
-from metafast.data._relations import encode_relations
 from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
 from metafast.data._text import hash_tokens
 
@@ -48,6 +48,7 @@ def few_shot(name: str, path: str | PathLike[str] | None = None) -> ClassSplits:
     | `cifar_fs` | 64/16/20 | CIFAR-100 with the classes of CIFAR-FS; `cifar100` is the same |
     | `few_rel` | 50/14/16 | relations between entities, as bags of marked words; test: the official validation part |
     | `few_rel_words` | 50/14/16 | the same as sequences of words with markers around the entities |
+    | `few_rel_vectors` | 50/14/16 | the same as word vectors and places, `[56, 32, 1]`: see `word_vectors` |
     | `clinc_oos` | 90/30/30 | intents, without the out-of-scope class |
     | any other name | 64/16/20 % | its "train" and "test" rows by label, classes split by a fixed seed |
 
@@ -89,7 +90,10 @@ def all_classes(name: str, split: str | None = None, path: str | PathLike[str] |
 def _few_shot(name: str, path: str | None) -> ClassSplits:
     split = _SPLITS.get(name)
     everything = _all_classes(_SAME_ROWS.get(name, name), None, path)
-    parts = everything.split() if split is None else split(everything)
+    if name == "few_rel_vectors":
+        parts = split_few_rel_vectors(everything, path)
+    else:
+        parts = everything.split() if split is None else split(everything)
     check_disjoint(train=parts.train, val=parts.val, test=parts.test)
     return ClassSplits(
         *(replace(part, name=f"{name} ({label})") for label, part in zip(("train", "val", "test"), parts, strict=True))
@@ -163,37 +167,6 @@ def _split_cifar_fs(classes: ClassSet) -> ClassSplits:
     )
 
 
-def _read_few_rel(name: str, split: str | None, path: str | None) -> ClassSet:
-    tokens, relations, official = [], [], {}
-    for part in ("train_wiki_subset", "val_wiki") if split is None else (split,):
-        rows = load("few_rel", part, path)
-        columns = {column: rows[column][:] for column in ("tokens", "head", "tail", "relation", "names")}
-        style = "sequence" if name == "few_rel_words" else "bag"
-        tokens.append(encode_relations(columns["tokens"], columns["head"], columns["tail"], style=style))
-        relations += columns["relation"]
-        for relation, (meaning, *_) in zip(columns["relation"], columns["names"], strict=True):
-            official[relation] = (f"{relation} {meaning}", part)
-    numbers = sorted(official)
-    place = {relation: number for number, relation in enumerate(numbers)}
-    return ClassSet(
-        np.concatenate(tokens),
-        np.array([place[relation] for relation in relations]),
-        tuple(official[relation][0] for relation in numbers),
-        tuple(official[relation][1] for relation in numbers),
-        name=name,
-    )
-
-
-def _split_few_rel(relations: ClassSet) -> ClassSplits:
-    known = [i for i, group in enumerate(relations.groups) if group == "train_wiki_subset"]
-    val = {known[i] for i in permutation(len(known), seed=0)[:14]}
-    return ClassSplits(
-        relations.select([i for i in known if i not in val]),
-        relations.select(sorted(val)),
-        relations.select(lambda _, group: group == "val_wiki"),
-    )
-
-
 def _read_clinc(name: str, split: str | None, path: str | None) -> ClassSet:
     texts: list[str] = []
     intents, groups = [], {}
@@ -258,8 +231,9 @@ _SAME_ROWS = {"cifar_fs": "cifar100", "omniglot_alphabets": "omniglot"}
 _READERS: dict[str, Callable[[str, str | None, str | None], ClassSet]] = {
     "omniglot": _read_omniglot,
     "cifar100": _read_cifar100,
-    "few_rel": _read_few_rel,
-    "few_rel_words": _read_few_rel,
+    "few_rel": read_few_rel,
+    "few_rel_words": read_few_rel,
+    "few_rel_vectors": read_few_rel,
     "clinc_oos": _read_clinc,
 }
 _SPLITS: dict[str, Callable[[ClassSet], ClassSplits]] = {
@@ -267,7 +241,7 @@ _SPLITS: dict[str, Callable[[ClassSet], ClassSplits]] = {
     "omniglot_alphabets": _split_alphabets,
     "cifar100": _split_cifar_fs,
     "cifar_fs": _split_cifar_fs,
-    "few_rel": _split_few_rel,
-    "few_rel_words": _split_few_rel,
+    "few_rel": split_few_rel,
+    "few_rel_words": split_few_rel,
     "clinc_oos": _split_clinc,
 }

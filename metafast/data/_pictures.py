@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from metafast.data._cache import kept
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +21,7 @@ Array = np.ndarray[Any, Any]
 def pictures(rows: Dataset, column: str) -> Array:
     """The pictures of a column as `[M, C, H, W]` uint8.
 
-    What was decoded is kept in the user's cache folder (`$XDG_CACHE_HOME/metafast` or `~/.cache/metafast`) under a hash
-    of the compressed pictures; where that cannot be written, they are decoded again the next time.
+    What was decoded is kept in the user's cache folder.
 
     Args:
         rows: one split of a data set.
@@ -36,26 +34,12 @@ def pictures(rows: Dataset, column: str) -> Array:
 
     raw = rows.cast_column(column, datasets.Image(decode=False))[column][:]
     encoded = [item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes() for item in raw]
-    file = _folder() / f"pictures-{_digest(encoded)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        kept = np.load(file, allow_pickle=False)
-        if kept.dtype == np.uint8 and kept.ndim == 4 and len(kept) == len(encoded):
-            return kept
-    decoded = _decode(encoded, column)
-    with contextlib.suppress(OSError):
-        _write(file, decoded)
-    return decoded
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metafast"
-
-
-def _digest(encoded: list[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for item in encoded:
-        digest.update(len(item).to_bytes(8, "little") + item)
-    return digest.hexdigest()
+    return kept(
+        "pictures",
+        encoded,
+        lambda: _decode(encoded, column),
+        lambda array: array.dtype == np.uint8 and array.ndim == 4 and len(array) == len(encoded),
+    )
 
 
 def _decode(encoded: list[bytes], column: str) -> Array:
@@ -82,16 +66,3 @@ def _decode(encoded: list[bytes], column: str) -> Array:
         )
     stack = np.stack(decoded)
     return stack[:, None] if stack.ndim == 3 else np.ascontiguousarray(stack.transpose(0, 3, 1, 2))
-
-
-def _write(file: Path, array: Array) -> None:
-    """Whole or not at all: other processes may read and write the same file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
-        try:
-            np.save(part, array, allow_pickle=False)
-            part.close()
-            os.replace(part.name, file)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise

@@ -57,7 +57,7 @@ def encode_relations(
     encode = _bag if style == "bag" else _sequence
     rows: list[list[str]] = []
     for index, (words, head, tail) in enumerate(zip(tokens, heads, tails, strict=True)):
-        spans = [_span(entity, len(words), index, name) for entity, name in ((head, "head"), (tail, "tail"))]
+        spans = [span_of(entity, len(words), index, name) for entity, name in ((head, "head"), (tail, "tail"))]
         rows.append(encode([word.lower() for word in words], *spans))
     table = np.zeros((len(rows), length), np.int32)
     for index, features in enumerate(rows):
@@ -66,7 +66,7 @@ def encode_relations(
     return table
 
 
-def _span(entity: Mapping[str, Any], words: int, index: int, name: str) -> tuple[int, int]:
+def span_of(entity: Mapping[str, Any], words: int, index: int, name: str) -> tuple[int, int]:
     """First word and one past the last word of an entity's first mention."""
     places = entity["indices"][0] if entity["indices"] else []
     if not places or min(places) < 0 or max(places) >= words:

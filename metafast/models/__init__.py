@@ -5,7 +5,7 @@ Each takes `seed=`: the initial weights then depend on it alone, and the global 
 
 from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
-from metafast.models._text import TextCNN, TextMLP
+from metafast.models._text import SentenceCNN, TextCNN, TextMLP
 
 __all__ = [
     "MLP",
@@ -14,6 +14,7 @@ __all__ = [
     "LogisticRegression",
     "OmniglotFC",
     "ResNet12",
+    "SentenceCNN",
     "SinusoidMLP",
     "SmallCNN",
     "TextCNN",

@@ -1,4 +1,4 @@
-"""Small text encoders for few-shot classification, on rows of token numbers."""
+"""Small text encoders for few-shot classification, on rows of token numbers or on word vectors."""
 
 from __future__ import annotations
 
@@ -46,6 +46,62 @@ class TextMLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `[N, classes]` of token numbers `[N, length]`, 0 for padding."""
         logits: Tensor = self.classifier(self.features(self.embedding(tokens)))
+        return logits
+
+
+class SentenceCNN(nn.Module):
+    """A convolution over words that are given as vectors, the largest response of each filter, then the classes.
+
+    The compiled inner loop takes it: a sentence is a map one column wide. `metafast.data.episodes("few_rel_vectors")`
+    makes such sentences.
+
+    Args:
+        channels: numbers per word.
+        classes: number of classes.
+        length: words per sentence, padding included.
+        filters: of the convolution.
+        window: words that a filter sees, an odd number.
+        seed: of the initial weights; None draws from the global generator.
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below 1, or an even window.
+
+    Example:
+        >>> SentenceCNN(56, 5, length=32, seed=0)(torch.zeros(2, 56, 32, 1)).shape
+        torch.Size([2, 5])
+
+    Source:
+        D. Zeng et al., Relation Classification via Convolutional Deep Neural Network, COLING 2014.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        length: int = 32,
+        filters: int = 128,
+        window: int = 3,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        channels, classes, length = _sizes(channels=channels, classes=classes, length=length)
+        filters, window = _sizes(filters=filters, window=window)
+        if window % 2 == 0:
+            raise ValueError(f"window must be odd, got {window}")
+        with _seeded(seed):
+            self.features = nn.Sequential(
+                nn.Conv2d(channels, filters, (window, 1), padding=(window // 2, 0)),
+                nn.ReLU(),
+                nn.MaxPool2d((length, 1)),
+                nn.Flatten(),
+            )
+            self.classifier = nn.Linear(filters, classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits `[N, classes]` of sentences `[N, channels, length, 1]`."""
+        logits: Tensor = self.classifier(self.features(words))
         return logits
 
 

@@ -161,6 +161,7 @@ SIZES = {
     "cifar_fs": ((64, 16, 20), (3, 32, 32), np.uint8, "cifar100"),
     "few_rel": ((50, 14, 16), (96,), np.int32, "few_rel"),
     "few_rel_words": ((50, 14, 16), (48,), np.int32, "few_rel"),
+    "few_rel_vectors": ((50, 14, 16), (56, 32, 1), np.float32, "few_rel"),
     "clinc_oos": ((90, 30, 30), (32,), np.int32, "clinc_oos"),
 }
 
@@ -183,6 +184,14 @@ def test_data_sets_by_name(name, data_folder):
     if name == "cifar_fs":
         assert {"rocket", "worm", "baby"} <= set(parts.test.names) and "otter" in parts.val.names
         assert parts.test.groups[parts.test.names.index("rocket")] == "vehicles_2"
+    if name.startswith("few_rel"):
+        from metafast.data import _few_rel
+
+        # the vectors are made of sentences of these relations alone
+        assert [part.names for part in parts] == [part.names for part in few_shot("few_rel")]
+        train, val = _few_rel._train_val(range(64))
+        numbers = sorted(int(name.split()[0][1:]) for part in parts[:2] for name in part.names)
+        assert len(numbers) == 64 and sorted(train + val) == list(range(64))
     assert few_shot(name).train is parts.train
 
 

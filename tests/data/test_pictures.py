@@ -64,7 +64,7 @@ def test_nothing_is_left_of_a_write_that_fails(cache, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module.np, "save", full)
+    monkeypatch.setattr(np, "save", full)
     assert pictures(rows(), "img").shape == (5, 3, 3, 4)
     assert list(cache.iterdir()) == []
 

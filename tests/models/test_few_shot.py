@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metafast.models import Conv4, OmniglotFC, ResNet12, SinusoidMLP, TextCNN, TextMLP
+from metafast.models import Conv4, OmniglotFC, ResNet12, SentenceCNN, SinusoidMLP, TextCNN, TextMLP
 
 BUILDERS = {
     "conv4": (lambda **o: Conv4(1, 5, 28, channels=8, **o), (1, 28, 28), 5),
@@ -13,6 +13,7 @@ BUILDERS = {
     "sinusoid": (lambda **o: SinusoidMLP(**o), (1,), 1),
     "resnet12": (lambda **o: ResNet12(3, 5, widths=(4, 4, 8, 8), **o), (3, 20, 20), 5),
     "text mlp": (lambda **o: TextMLP(50, 5, **o), None, 5),
+    "sentence cnn": (lambda **o: SentenceCNN(6, 5, length=9, filters=16, **o), (6, 9, 1), 5),
     "text cnn": (lambda **o: TextCNN(50, 5, filters=16, **o), None, 5),
 }
 
@@ -107,6 +108,8 @@ def test_padding_does_not_count_and_word_order_does():
         ),
         (lambda: TextMLP(9, 2, hidden=0), ValueError, "hidden must be at least 1"),
         (lambda: TextCNN(9, 2, window=2), ValueError, "window must be odd, got 2"),
+        (lambda: SentenceCNN(9, 2, window=4), ValueError, "window must be odd, got 4"),
+        (lambda: SentenceCNN(9, 2, length=0), ValueError, "length must be at least 1"),
     ],
 )
 def test_wrong_sizes(call, error, text):
