@@ -167,6 +167,8 @@ class LoopEngine : Engine<T, Device> {
     all_ = plan_.reach(plan_.all_params(), r.grad_query_x != nullptr);
     second_ = plan_.reach(plan_.all_params(), r.grad_support_x != nullptr);
     n_ = static_cast<int>(r.batches ? r.batch : r.support.n);
+    constant_ = prefix_is_constant();
+    frontier_.assign(plan_.storage.size(), 0);
     slots_ = 1;
     if (backward_) slots_ = stored_steps();
     Carver measure;
@@ -182,10 +184,30 @@ class LoopEngine : Engine<T, Device> {
     T* g;
   };
 
+  // Layers before the first adapted one see the same examples and weights at every step: they run forward once, and
+  // backward once with the sum of what the steps send them.
+  bool prefix_is_constant() const {
+    if (r_.batches || !adapted_.values[plan_.program.logits]) return false;
+    bool any = false;
+    for (size_t i = 0; i < plan_.program.instructions.size(); ++i) {
+      const Instruction& in = plan_.instruction(i);
+      if (adapted_.values[plan_.output(i)]) continue;
+      any = true;
+      if (in.op == Opcode::dropout || (in.op == Opcode::batch_norm && in.ints[0] == 1 && r_.stats_rows > 1))
+        return false;
+    }
+    return any;
+  }
+
   Slot take_slot(Carver& c) const {
     Slot s;
-    s.memory =
-        Base::PassOf::carve(plan_, c, shared_.tasks, n_, Base::every(plan_.storage.size()), adapted_.values, true);
+    const auto everything = Base::every(plan_.storage.size());
+    if (slot_.empty()) s.memory = Base::PassOf::carve(plan_, c, shared_.tasks, n_, everything, adapted_.values, true);
+    else if (r_.order == 1)  // needs no activations on the way back
+      s.memory = slot_.front().memory;
+    else
+      s.memory = Base::PassOf::carve(plan_, c, shared_.tasks, n_, constant_ ? adapted_.values : everything,
+                                     adapted_.values, true, constant_ ? &slot_.front().memory : nullptr);
     s.g = c.template take<T>(this->all_params());
     return s;
   }
@@ -220,7 +242,7 @@ class LoopEngine : Engine<T, Device> {
                                  backward_ ? all_.values : Base::none(everything), true);
     const size_t end = c.used();
     if (backward_ && r_.order == 2) {
-      c.rewind(mark);
+      if (!constant_) c.rewind(mark);  // else gradients of the constant layers grow from step to step
       tangents_ = Base::PassOf::carve(plan_, c, shared_.tasks, n_, adapted_.values, second_.values, false);
       c.advance_to(end);
     }
@@ -288,6 +310,10 @@ class LoopEngine : Engine<T, Device> {
     return {rows, r_.support.x, r_.support.y, r_.support.n, theta(k), stats(k), static_cast<uint64_t>(k)};
   }
 
+  // All layers, where none is constant.
+  typename Base::PassOf::Part frozen() const { return {constant_ ? &adapted_ : nullptr, constant_}; }
+  typename Base::PassOf::Part moving() const { return {constant_ ? &adapted_ : nullptr, false}; }
+
   typename Base::PassOf support_pass(int k) {
     return typename Base::PassOf(plan_, device_, shared_, support_data(k), slot(k).memory);
   }
@@ -296,8 +322,11 @@ class LoopEngine : Engine<T, Device> {
   void support_gradient(int k, bool first) {
     auto pass = support_pass(k);
     T* const losses = first && r_.support_losses ? static_cast<T*>(r_.support_losses) + k : nullptr;
-    pass.gather();
-    pass.forward();
+    if (!constant_ || (first && k == 0)) {
+      pass.gather();
+      pass.forward(frozen());
+    }
+    if (constant_) pass.forward(moving());
     pass.loss(losses, steps_, nullptr, T(0), T(1), nullptr);
     if (first && r_.batch_stats) pass.batch_stats(static_cast<T*>(r_.batch_stats) + k * plan_.program.stats_total);
     this->zero(slot(k).g, this->all_params());
@@ -342,8 +371,19 @@ class LoopEngine : Engine<T, Device> {
     if (r_.order != 2 || !adapted_.values[plan_.program.logits]) return;
     auto pass = support_pass(k);
     pass.tangent(adapted_, this->params(d_bar_), tangents_);
-    pass.backward_tangent(second_, adapted_, this->params(d_bar_), tangents_, this->params(lambda_));
-    if (r_.grad_support_x) pass.scatter_input(tangents_, static_cast<T*>(r_.grad_support_x));
+    pass.backward_tangent(second_, adapted_, this->params(d_bar_), tangents_, this->params(lambda_), moving(),
+                          &frontier_);
+    if (constant_) {
+      for (size_t v = 0; v < frontier_.size(); ++v) frontier_[v] = pass.there()[v] && !adapted_.values[v];
+      if (k > 0) return;
+      PassMemory<T> memory = slot(0).memory;
+      memory.grads = tangents_.grads;
+      typename Base::PassOf rest(plan_, device_, shared_, support_data(0), memory);
+      rest.backward(second_, this->params(lambda_), frozen(), &frontier_);
+      if (r_.grad_support_x) rest.scatter_input(tangents_, static_cast<T*>(r_.grad_support_x));
+    } else if (r_.grad_support_x) {
+      pass.scatter_input(tangents_, static_cast<T*>(r_.grad_support_x));
+    }
   }
 
   void run() {
@@ -414,7 +454,8 @@ class LoopEngine : Engine<T, Device> {
 
   const InnerLoopRequest& r_;
   int steps_, n_ = 0, slots_ = 1;
-  bool backward_;
+  bool backward_, constant_ = false;  // constant_: the layers before the first adapted one are
+  std::vector<char> frontier_;        // gradients of constant layers that have come so far
   Reach adapted_, all_, second_;
   std::vector<Slot> slot_;
   PassMemory<T> query_, tangents_;

@@ -41,22 +41,29 @@ class Pass {
   Pass(const Plan& plan, Device& device, const Shared<T>& shared, const PassData<T>& data, const PassMemory<T>& memory)
       : plan_(plan), p_(plan.program), device_(device), s_(shared), d_(data), m_(memory) {}
 
-  // Room for a pass of n examples; gradients of what `wanted` holds, statistics and places only with `primal`.
+  // Room for a pass of n examples: for these values and gradients, for statistics and places only with `primal`. What
+  // `shared` has of the other values is used along.
   static PassMemory<T> carve(const Plan& plan, Carver& carver, int tasks, int n, const std::vector<char>& values,
-                             const std::vector<char>& grads, bool primal) {
+                             const std::vector<char>& grads, bool primal, const PassMemory<T>* shared = nullptr) {
     PassMemory<T> m;
     const int64_t rows = int64_t{1} * tasks * n;
     const auto numel = [&](size_t v) { return rows * plan.value(static_cast<int>(v)).numel(); };
     for (size_t v = 0; v < plan.storage.size(); ++v) {
       const bool held = plan.storage[v] == static_cast<int>(v) && !(v == 0 && plan.program.tokens);
-      m.values.push_back(held && values[v] ? carver.take<T>(numel(v)) : nullptr);
+      m.values.push_back(held && values[v] ? carver.take<T>(numel(v)) : (shared ? shared->values[v] : nullptr));
       m.grads.push_back(held && grads[v] ? carver.take<T>(numel(v)) : nullptr);
     }
     for (size_t v = 0; v < plan.storage.size(); ++v) {
       m.values[v] = m.values[plan.storage[v]];
       m.grads[v] = m.grads[plan.storage[v]];
     }
-    for (const Instruction& i : plan.program.instructions) {
+    for (size_t k = 0; k < plan.program.instructions.size(); ++k) {
+      const Instruction& i = plan.instruction(k);
+      if (shared && !values[plan.output(k)]) {
+        m.aux.push_back(shared->aux[k]);
+        m.arg.push_back(shared->arg[k]);
+        continue;
+      }
       const int64_t sets = i.op == Opcode::batch_norm ? plan.value(i.in0).c * tasks
                                                       : (i.op == Opcode::group_norm ? i.ints[0] : 1) * rows;
       m.aux.push_back(primal && Plan::is_norm(i.op) ? carver.take<T>(sets * kNormAux) : nullptr);
@@ -75,10 +82,16 @@ class Pass {
          int64_t{1} * d_.rows.n * c * area);
   }
 
-  void forward() {
+  // The layers that a pass takes: all, or those whose output depends on the parameters of a reach, or the others.
+  struct Part {
+    const Reach* moving = nullptr;
+    bool frozen = false;
+  };
+
+  void forward(Part part = {}) {
     for (size_t i = 0; i < p_.instructions.size(); ++i) {
       const Instruction& in = p_.instructions[i];
-      if (plan_.fused[i]) continue;
+      if (!takes(part, i)) continue;
       const PerTask<T> x = value(in.in0), y = value(in.out);
       switch (in.op) {
         case Opcode::conv2d:
@@ -120,13 +133,14 @@ class Pass {
     each(MeanLoss<T>{losses, d_.rows, to, to_task, total, total_weight}, 1);
   }
 
-  // From dlogits: adds the gradients of `wanted.params` to `grads`, fills those of `wanted.values`.
-  void backward(const Reach& wanted, PerTask<T> grads) {
-    begin_backward();
+  // From dlogits (or from the gradients that are `there`): adds the gradients of `wanted.params` to `grads`, fills
+  // those of `wanted.values`.
+  void backward(const Reach& wanted, PerTask<T> grads, Part part = {}, const std::vector<char>* there = nullptr) {
+    begin_backward(there);
     for (size_t i = p_.instructions.size(); i-- > 0;) {
       const Instruction& in = p_.instructions[i];
       const int out = plan_.output(i);
-      if (plan_.fused[i] || !there_[out]) continue;
+      if (!takes(part, i) || !there_[out]) continue;
       const PerTask<T> x = value(in.in0), dy = grad(out);
       const bool wants_x = wanted.values[in.in0];
       const auto param = [&](int k) { return k >= 0 && wanted.params[k] ? at(grads, k) : PerTask<T>{}; };
@@ -209,14 +223,14 @@ class Pass {
     each(LossTangent<T>{loss_data(), tangent_of(t, p_.logits), gradient_of(t, p_.logits)}, d_.rows.n);
   }
 
-  // The directional derivative of backward: adds to `grads`, fills t.grads.
+  // The directional derivative of backward: adds to `grads`, fills t.grads; adds to those that are `there` already.
   void backward_tangent(const Reach& wanted, const Reach& moving, PerTask<const T> u, const PassMemory<T>& t,
-                        PerTask<T> grads) {
-    begin_backward();
+                        PerTask<T> grads, Part part = {}, const std::vector<char>* there = nullptr) {
+    begin_backward(there);
     for (size_t i = p_.instructions.size(); i-- > 0;) {
       const Instruction& in = p_.instructions[i];
       const int out = plan_.output(i);
-      if (plan_.fused[i] || !there_[out]) continue;
+      if (!takes(part, i) || !there_[out]) continue;
       const PerTask<const T> x = value(in.in0), x_dot = moved(moving, t, in.in0);
       const PerTask<const T> dy = moving.values[out] ? grad(out) : PerTask<T>{}, dy_dot = gradient_of(t, out);
       const bool wants_x = wanted.values[in.in0];
@@ -259,6 +273,9 @@ class Pass {
       }
     }
   }
+
+  // Which gradients the last backward pass has left.
+  const std::vector<char>& there() const { return there_; }
 
   // Adds the gradient of the input (of this pass, or of its tangent) to torch's layout.
   void scatter_input(const PassMemory<T>& m, T* to) {
@@ -317,8 +334,14 @@ class Pass {
     device_.each(f, s_.tasks, count);
   }
 
-  void begin_backward() {
-    there_.assign(plan_.storage.size(), 0);
+  bool takes(const Part& part, size_t i) const {
+    if (plan_.fused[i]) return false;
+    return !part.moving || static_cast<bool>(part.moving->values[plan_.output(i)]) != part.frozen;
+  }
+
+  void begin_backward(const std::vector<char>* there) {
+    if (there) there_ = *there;
+    else there_.assign(plan_.storage.size(), 0);
     there_[p_.logits] = 1;
   }
   // Whether a gradient is to be added to what is there; from now on something is.
@@ -394,7 +417,9 @@ class Pass {
                    PerTask<T> db) {
     device_.template sums<kColumns>(AffineSums<T>{norm(i), dy, x_dot, dy_dot, dw, db, FastDiv(norm(i).area)}, s_.tasks);
   }
+  // Nothing where a batch norm takes the mean away: the gradient of such a bias is 0.
   void bias_sums(const Instruction& in, PerTask<const T> dy, PerTask<T> db) {
+    if (plan_.centred[in.out]) return;
     const ValueInfo& v = plan_.value(in.out);
     device_.template sums<kColumns>(ColumnSums<T>{d_.rows, int(v.c), int(v.h * v.w), dy, db}, s_.tasks);
   }

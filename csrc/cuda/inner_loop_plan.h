@@ -46,6 +46,7 @@ struct Plan {
   std::vector<char> fused;         // an instruction that the one before it runs along: a ReLU behind a normalization
   std::vector<int> storage;        // value -> value that holds it: a fused normalization writes behind the ReLU
   std::vector<ConvGeometry> conv;  // of convolutions and linear layers, by instruction
+  std::vector<char> centred;       // values that only a batch norm with the batch's statistics reads: dΣ is 0
 
   explicit Plan(Program p) : program(std::move(p)) {
     lay_out();
@@ -131,6 +132,9 @@ struct Plan {
       if (i.in1 >= 0) ++readers[i.in1];
     }
     ++readers[program.logits];
+    centred.assign(program.values.size(), 0);
+    for (const Instruction& i : program.instructions)
+      if (i.op == Opcode::batch_norm && i.ints[0] == 0 && readers[i.in0] == 1) centred[i.in0] = 1;
     for (size_t v = 0; v < program.values.size(); ++v) storage.push_back(static_cast<int>(v));
     fused.assign(program.instructions.size(), 0);
     for (size_t i = 0; i + 1 < fused.size(); ++i) {

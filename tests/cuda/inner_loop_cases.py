@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,37 @@ def deep() -> Program:
     return b.program()
 
 
-PROGRAMS = {"vectors": vectors, "grouped": grouped, "deep": deep}
+def freeze(program: Program, count: int) -> Program:
+    """The first `count` parameters are not adapted."""
+    return replace(program, params=tuple(replace(p, adapted=i >= count) for i, p in enumerate(program.params)))
+
+
+def head() -> Program:
+    """Only the last layer adapts, as in ANIL: all others are the same at every step."""
+    b = _Builder(3, 8, 7)
+    b.conv(8, 3)
+    b.batch_norm()
+    b.add(Opcode.RELU)
+    b.pool(Opcode.MAX_POOL, 2, 2)
+    b.conv(8, 3)
+    b.add(Opcode.LAYER_NORM, weight=b.param(96), bias=b.param(96), attributes=(1e-5,))
+    b.add(Opcode.GELU, ints=(0,))
+    b.linear(5)
+    return freeze(b.program(), 8)
+
+
+def shortcut() -> Program:
+    """Frozen maps that an adapted block reads twice, once around itself."""
+    b = _Builder(4, 6, 5)
+    first = b.conv(8, 3)
+    b.conv(8, 3)
+    b.add(Opcode.ADD, in0=first, in1=b.last)
+    b.add(Opcode.TANH)
+    b.linear(3)
+    return freeze(b.program(), 2)
+
+
+PROGRAMS = {"vectors": vectors, "grouped": grouped, "deep": deep, "head": head, "shortcut": shortcut}
 
 
 def arguments(

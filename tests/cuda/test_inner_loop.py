@@ -164,6 +164,17 @@ def test_few_steps(driver: dict[str, Run], steps: int) -> None:
     compare("inner_loop", actual, expected, FACTOR[torch.float64])
 
 
+@pytest.mark.parametrize(("order", "budget"), [(0, -1), (1, -1), (2, -1), (2, 0)])
+@pytest.mark.parametrize("program", ["head", "shortcut"])
+def test_frozen_layers(driver: dict[str, Run], program: str, order: int, budget: int) -> None:
+    expected, actual = (arguments(program, torch.float64, steps=3, order=order, budget=budget) for _ in range(2))
+    for args in (expected, actual):  # a query loss at every step: its memory must not be that of the frozen gradients
+        args[parameters("inner_loop").index("query_weights")] = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    ops.REGISTRY["inner_loop"].reference(*expected)
+    driver["inner_loop"](*actual)
+    compare("inner_loop", actual, expected, FACTOR[torch.float64])
+
+
 def replaced(name: str, value: Callable[[Any], Any]) -> Callable[[list[Any]], None]:
     def change(args: list[Any]) -> None:
         index = parameters("inner_loop").index(name)
