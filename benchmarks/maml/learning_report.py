@@ -116,7 +116,7 @@ def plot(content: Content, path: Path) -> None:
         found = score(content, method)
         if found is not None:
             right.barh(index, found[0], xerr=found[1], color=f"C{index}", height=0.6, capsize=3)
-            right.text(found[0], index, f" {found[0]:.2f}", va="center", fontsize=8)
+            right.text(sum(found), index, f" {found[0]:.2f}", va="center", fontsize=8)
         target = recipe["methods"][method].get("target")
         if target is not None:
             right.plot([target, target], [index - 0.4, index + 0.4], color="black", ls=":", lw=1.5)
