@@ -118,7 +118,8 @@ class Compiled:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """(losses, logits, gradients) at `params` `[T, P]`, differentiable once."""
         tasks, n = x.shape[:2]
-        rest = (y, mask, classes, stats, seed, step, first_task)
+        data = (None if v is None else v.contiguous() for v in (y, mask, classes, stats))
+        rest = (*data, seed, step, first_task)
         program = self.traced.program
 
         def compute(params: Tensor, x: Tensor, wants_x: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

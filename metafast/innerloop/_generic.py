@@ -100,7 +100,8 @@ class Generic(Functional):
             gradient, value = grad_and_value(loss)(theta)
         else:
             with torch.enable_grad():
-                point = theta if differentiable and order == 2 else theta.detach().requires_grad_()
+                through = differentiable and order == 2 and theta.requires_grad
+                point = theta if through else theta.detach().requires_grad_()
                 value = loss(point)
                 if not value.requires_grad:
                     raise ValueError(

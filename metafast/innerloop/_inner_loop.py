@@ -323,8 +323,6 @@ class InnerLoop:
         else:
             engine = self._engines.loop
         row = self._stats(engine, stats, 0, flat)
-        y = y.contiguous()
-        mask, classes = (None if v is None else v.contiguous() for v in (mask, classes))
         losses, logits, grads = engine.gradient(flat, x, y, mask, classes, row, int(seed), int(step), int(first_task))
         return losses, logits, self.layout.unflatten(grads) if mapping else grads
 

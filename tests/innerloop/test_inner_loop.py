@@ -336,8 +336,29 @@ def test_no_gradient_is_computed_where_none_is_wanted() -> None:
     inner.model.requires_grad_(False)
     assert not inner(batch_of("strided")).loss.requires_grad
     rates = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    inner(batch_of("strided"), rates=rates).loss.backward()
-    assert rates.grad is not None
+    found = []
+    for engine in ENGINES:
+        inner = InnerLoop(inner.model, steps=2, engine=engine, adapted=["*"])
+        rates.grad = None
+        inner(batch_of("strided"), rates=rates).loss.backward()
+        found.append(rates.grad)
+    torch.testing.assert_close(torch.stack(found[1:]), found[0].expand(3), rtol=1e-10, atol=0)
+
+
+def test_slices_with_gaps_go_everywhere() -> None:
+    model, whole = make("shared"), batch_of("shared", support=9, masked=True)
+    cut = TaskBatch(
+        whole.support_x[:, 4:], whole.support_y[:, 4:], whole.support_x[:, :4], whole.support_y[:, :4],
+        whole.support_mask[:, 4:], whole.support_mask[:, :4], whole.classes,
+    )  # fmt: skip
+    for engine in ("compiled", "loop"):
+        for rule in ("sgd", _descend(0.1)):
+            inner = InnerLoop(model, steps=2, rule=rule, engine=engine)
+            expected = inner(cut, rates=0.1).task_losses
+            copied = TaskBatch(*(getattr(cut, f.name).clone() for f in dataclasses.fields(cut)))
+            torch.testing.assert_close(inner(copied, rates=0.1).task_losses, expected, rtol=1e-10, atol=0)
+        weights = inner.adapt(cut.support_x, cut.support_y, mask=cut.support_mask, classes=cut.classes, rates=0.1)
+        inner.gradient(weights, cut.query_x, cut.query_y, mask=cut.query_mask, classes=cut.classes)
 
 
 def test_frozen_layers_get_their_gradient_but_do_not_move() -> None:
