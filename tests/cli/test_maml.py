@@ -16,8 +16,8 @@ from metafast.maml import ALGORITHMS, trainer
 from metafast.runs import Run
 
 SMALL = (
-    "--dataset sinusoid --shots 5 --queries 5 --tasks 4 --iterations 6 --val-every 3 --val-episodes 8 --test-episodes 8 "
-    "--baseline-steps 5"
+    "--dataset sinusoid --shots 5 --queries 5 --tasks 4 --iterations 6 --val-every 3 --val-episodes 8 "
+    "--test-episodes 8 --baseline-steps 5"
 ).split()
 
 
@@ -45,7 +45,7 @@ def test_help_of_each_command(command):
 
 
 def test_help_lists_maml_without_loading_torch():
-    code = "import sys; from metafast.cli import main\ntry:\n    main(['maml', 'train', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from metafast.cli import main\ntry: main(['maml', '--help'])\nexcept SystemExit: pass\n"
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
@@ -135,7 +135,7 @@ def test_adapt_to_a_test_task(trained, tmp_path):
 def test_images_of_ones_own(tmp_path, data_folder):
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
     data_folder("omniglot")
-    few = "--dataset omniglot --ways 3 --tasks 2 --queries 2 --iterations 1 --val-every 1 --val-episodes 2 --test-episodes 2"
+    few = "--dataset omniglot --ways 3 --tasks 2 --queries 2 --iterations 1 --val-episodes 2 --test-episodes 2"
     result = call("train", *few.split(), "--no-baselines", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     run = tmp_path / "runs" / "omniglot-3w1s-maml-seed0-001"
@@ -179,8 +179,8 @@ def test_a_run_of_something_else_is_refused(tmp_path):
 def test_settings_fill_in_what_the_data_set_needs():
     given = dict.fromkeys(("tasks", "inner_lr", "inner_steps", "test_steps", "meta_lr"))
     common = {
-        "ways": 5, "shots": 1, "queries": 15, "model": "auto", "order": 2, "iterations": 1, "cosine": True, "clip": None,
-        "seed": 0, "engine": "auto", "device": "cpu",
+        "ways": 5, "shots": 1, "queries": 15, "model": "auto", "order": 2, "iterations": 1, "cosine": True,
+        "clip": None,        "seed": 0, "engine": "auto", "device": "cpu",
     }  # fmt: skip
     settings = _maml_setup.Settings.of(dataset="omniglot", algorithm="maml", **given, **common)
     assert (settings.tasks, settings.inner_lr, settings.inner_steps) == (32, 0.4, 1)

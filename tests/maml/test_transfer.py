@@ -13,7 +13,7 @@ from metafast.maml._transfer_backbone import SmallBackbone, hub_backbone, own_ba
 from metafast.maml._transfer_data import RECIPES, Recipe, Source
 
 OPTIONS = transfer.Options(
-    iterations=4, ways=3, shots=2, queries=3, tasks=2, steps=2, course=4, pretrain_steps=6, episodes=6, val_episodes=4
+    iterations=2, ways=3, shots=2, queries=3, tasks=2, steps=2, course=4, pretrain_steps=3, episodes=4, val_episodes=2
 )
 
 
@@ -49,7 +49,7 @@ def test_the_report_has_every_start_with_its_costs(recipe, tmp_path):
             assert row["seconds_to_threshold"] == pytest.approx(reached * row["seconds_per_step"])
     best = max(row["accuracy"][0] for row in report.rows)
     assert report.rows[0]["threshold"] == pytest.approx(0.9 * best)
-    assert "pre-trained here for 6 steps" in report.backbone
+    assert "pre-trained here for 3 steps" in report.backbone
     assert report.data["test"] == ["set 2 (5 classes)"]
     assert any("set 0 (5 classes)" in line for line in told)
     stored = json.loads((tmp_path / "results.json").read_text())
