@@ -184,9 +184,34 @@ void run(const Case& c, double tolerance) {
   }
 }
 
+// A NaN stays in its channel, reaches every output of it, and ReLU does not hide it.
+void not_a_number() {
+  const Shape s{2, 20, 6, 6};
+  std::mt19937 random(4);
+  for (const bool pool : {false, true}) {
+    Values v = normal(s.size(), random);
+    Buffer<float> x(s, {}), y(pool ? Shape{2, 20, 3, 3} : s, {});
+    v[s.at(1, 3, 4, 2)] = NAN;
+    x.set(v);
+    NormPool<float> layer;
+    layer.x = layer.dx = x.map, layer.y = layer.dy = y.map, layer.pool = pool;
+    std::vector<float> aux(static_cast<size_t>(layer.aux_size(false)));
+    std::vector<uint8_t> bytes(static_cast<size_t>(layer.byte_size()));
+    Team team;
+    layer.forward(x.p(), nullptr, nullptr, nullptr, y.p(), aux.data(), bytes.data(), s.n, team);
+    const Values out = y.get();
+    const auto per_channel = static_cast<int64_t>(y.map.h * y.map.w);
+    for (size_t j = 0; j < out.size(); ++j) {
+      const bool bad = (static_cast<int64_t>(j) / per_channel) % s.c == 3;
+      CHECK(std::isnan(out[j]) == bad, "output %zu is %g", j, out[j]);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  not_a_number();
   std::vector<Case> cases;
   for (const Shape& s : {Shape{3, 5, 4, 6}, Shape{2, 17, 5, 3}, Shape{7, 18, 2, 2}, Shape{1, 3, 6, 9}})
     for (int kind = 0; kind < 3; ++kind) {
