@@ -48,7 +48,10 @@ def train(settings: Settings, plan: Plan) -> None:
     with _processes():
         rank, size = world()
         lead = rank == 0
-        name = run_name(settings, plan, rank)
+        names = [run_name(settings, plan)]
+        if size > 1:
+            torch.distributed.broadcast_object_list(names)  # one process made the folder before another looked
+        name = names[0]
         try:
             parts = {
                 "train": tasks_of(settings, "train", rank=rank, world_size=size),
@@ -106,7 +109,7 @@ def train(settings: Settings, plan: Plan) -> None:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
 
 
-def run_name(settings: Settings, plan: Plan, rank: int) -> str:
+def run_name(settings: Settings, plan: Plan) -> str:
     """The folder's name: the one given; the newest unfinished one to resume; or the next free number."""
     if plan.name is not None:
         return plan.name
@@ -121,12 +124,9 @@ def run_name(settings: Settings, plan: Plan, rank: int) -> str:
                 f"nothing to go on with in {root}: no unfinished run of these options", param_hint="--resume"
             )
         return unfinished[-1].name
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        return stem  # every process must find the same name
     number = 1
     while (root / f"{stem}-{number:03d}").exists():
         number += 1
-    del rank
     return f"{stem}-{number:03d}"
 
 
@@ -196,7 +196,7 @@ def write(
 def _baselines(settings: Settings, plan: Plan, model: torch.nn.Module, parts: dict[str, Any]) -> dict[str, Baseline]:
     return run_baselines(
         model.to(settings.device),
-        parts["train"],
+        tasks_of(settings, "train"),
         parts["val"],
         parts["test"],
         steps=10,

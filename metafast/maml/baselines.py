@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metafast._checks import integer
-from metafast.maml._evaluate import Evaluation, evaluate, first_tasks
+from metafast.maml._evaluate import Evaluation, evaluate, first_tasks, to_model
 from metafast.maml._learner import MetaLearner
 from metafast.maml._maml import ANIL, FOMAML
 from metafast.maml._metrics import per_task
@@ -99,9 +99,10 @@ class ProtoNet(ProtoMAML):
         return model
 
     def trajectory(self, batch: TaskBatch, steps: int | None = None) -> Iterator[dict[str, Any]]:
-        """Its metrics twice: there are no steps."""
-        for _ in range(2):
-            yield self(batch)[1]
+        """Its metrics again and again: steps change nothing."""
+        metrics = self(batch)[1]
+        for _ in range((self.steps if steps is None else steps) + 1):
+            yield metrics
 
     def _masked(self, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(self._features(x[mask]), weight, bias)
@@ -157,11 +158,12 @@ def pretrain(
     optimizer = torch.optim.Adam(trained.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
+    device = next(trained.parameters()).device
     trained.train()
     for step in range(1, steps + 1):
         rows = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator).to(x.device)
-        outputs = trained(x[rows])
-        loss = F.cross_entropy(outputs, y[rows]) if classes else F.mse_loss(outputs, y[rows])
+        outputs, targets = trained(x[rows].to(device)), y[rows].to(device)
+        loss = F.cross_entropy(outputs, targets) if classes else F.mse_loss(outputs, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -312,7 +314,7 @@ def train_protonet(
     while taken < steps:
         before = taken
         for batch in train:
-            meta_gradient(net, batch)
+            meta_gradient(net, to_model(net, batch))
             optimizer.step()
             schedule.step()
             taken += 1

@@ -63,6 +63,12 @@ def test_protonet_adapts_to_a_module():
     torch.testing.assert_close(model(batch.query_x[0]), logits, rtol=0, atol=1e-10)
 
 
+def test_protonet_is_the_same_after_any_number_of_steps():
+    net = ProtoNet(Net())
+    result = evaluate(net, [make_batch()], 4, steps=3, per_step=True)
+    assert [score.mean for score in result.per_step] == [result.score.mean] * 4
+
+
 def test_protonet_leaves_padding_out():
     batch = make_batch()
     mask = torch.ones(batch.query_y.shape, dtype=torch.bool)
