@@ -60,12 +60,9 @@ def split_few_rel(relations: ClassSet) -> ClassSplits:
     )
 
 
-def split_few_rel_vectors(relations: ClassSet, path: str | None) -> ClassSplits:
-    """The same, with the vectors filled in."""
-    vectors = few_rel_vectors(path).vectors
-    return ClassSplits(
-        *(replace(part, examples=vectors_of(part.examples, vectors)) for part in split_few_rel(relations))
-    )
+def fill_vectors(relations: ClassSet, path: str | None) -> ClassSet:
+    """`"few_rel_vectors"` has numbers of words until its classes are chosen: their vectors are far larger."""
+    return replace(relations, examples=vectors_of(relations.examples, few_rel_vectors(path).vectors))
 
 
 @lru_cache(maxsize=2)

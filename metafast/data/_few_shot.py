@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, permutation
-from metafast.data._few_rel import read_few_rel, split_few_rel, split_few_rel_vectors
+from metafast.data._few_rel import fill_vectors, read_few_rel, split_few_rel
 from metafast.data._load import load
 from metafast.data._pictures import pictures
 from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
@@ -83,17 +83,18 @@ def all_classes(name: str, split: str | None = None, path: str | PathLike[str] |
         DatasetNotFoundError: (a FileNotFoundError) no place has it.
         ValueError: the data have no labels.
     """
-    return _all_classes(name, split, None if path is None else str(path))
+    folder = None if path is None else str(path)
+    classes = _all_classes(name, split, folder)
+    return fill_vectors(classes, folder) if name == "few_rel_vectors" else classes
 
 
 @lru_cache(maxsize=8)
 def _few_shot(name: str, path: str | None) -> ClassSplits:
     split = _SPLITS.get(name)
     everything = _all_classes(_SAME_ROWS.get(name, name), None, path)
+    parts = everything.split() if split is None else split(everything)
     if name == "few_rel_vectors":
-        parts = split_few_rel_vectors(everything, path)
-    else:
-        parts = everything.split() if split is None else split(everything)
+        parts = ClassSplits(*(fill_vectors(part, path) for part in parts))
     check_disjoint(train=parts.train, val=parts.val, test=parts.test)
     return ClassSplits(
         *(replace(part, name=f"{name} ({label})") for label, part in zip(("train", "val", "test"), parts, strict=True))
@@ -243,5 +244,6 @@ _SPLITS: dict[str, Callable[[ClassSet], ClassSplits]] = {
     "cifar_fs": _split_cifar_fs,
     "few_rel": split_few_rel,
     "few_rel_words": split_few_rel,
+    "few_rel_vectors": split_few_rel,
     "clinc_oos": _split_clinc,
 }

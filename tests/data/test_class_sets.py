@@ -166,7 +166,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "few_rel_vectors" else ()) for name in SIZES]
+)
 def test_data_sets_by_name(name, data_folder):
     classes, shape, dtype, folder = SIZES[name]
     pytest.importorskip("datasets", reason="needs the hf extra")
@@ -192,6 +194,10 @@ def test_data_sets_by_name(name, data_folder):
         train, val = _few_rel._train_val(range(64))
         numbers = sorted(int(name.split()[0][1:]) for part in parts[:2] for name in part.names)
         assert len(numbers) == 64 and sorted(train + val) == list(range(64))
+        if name == "few_rel_vectors":
+            everything = all_classes(name, "val_wiki")
+            chosen = everything.select(parts.test.names)
+            np.testing.assert_array_equal(chosen.examples, parts.test.examples)
     assert few_shot(name).train is parts.train
 
 
