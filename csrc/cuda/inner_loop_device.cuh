@@ -21,11 +21,12 @@ __global__ void __launch_bounds__(kEachThreads, 3) each_kernel(const __grid_cons
 }
 
 template <class F, int kWidth>
-__global__ void __launch_bounds__(kBlockThreads, 2) sums_kernel(const __grid_constant__ F f) {
+__global__ void __launch_bounds__(kBlockThreads<typename F::Value, kWidth>, 1)
+    sums_kernel(const __grid_constant__ F f) {
   using V = typename F::Value;
-  __shared__ V sums[kBlockThreads], products[kBlockThreads];
+  constexpr int kThreads = kBlockThreads<V, kWidth>, kLanes = kThreads / kWidth;
+  __shared__ V sums[kThreads], products[kThreads];
   const int tid = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y);
-  constexpr int kLanes = kBlockThreads / kWidth;
   typename F::State state;
   const bool works = f.open(row, static_cast<int>(blockIdx.x) * kWidth + tid % kWidth, state);
   V sum = V(0), product = V(0);
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) sums_kernel(const __grid_con
     products[tid] = product;
     __syncthreads();
 #pragma unroll
-    for (int half = kBlockThreads / 2; half >= kWidth; half /= 2) {
+    for (int half = kThreads / 2; half >= kWidth; half /= 2) {
       if (tid < half) {
         sums[tid] += sums[tid + half];
         products[tid] += products[tid + half];
@@ -134,7 +135,8 @@ class CudaDevice {
   void sums(const F& f, int rows) {
     const int blocks = (f.columns() + kWidth - 1) / kWidth;
     if (rows == 0 || blocks == 0) return;
-    launch(&sums_kernel<F, kWidth>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), kBlockThreads, f);
+    launch(&sums_kernel<F, kWidth>, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
+           kBlockThreads<typename F::Value, kWidth>, f);
   }
 
   template <ConvPass kPass, class T>

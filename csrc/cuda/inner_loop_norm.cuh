@@ -6,8 +6,24 @@
 
 namespace mf::cuda {
 
-// Threads of a block, and how many neighbouring columns share it where these lie side by side in memory.
-constexpr int kBlockThreads = 512, kColumns = 16;
+// Neighbouring columns that share a block where they lie side by side in memory, and the block's threads: a whole
+// multiprocessor's worth, because there may be no more blocks than multiprocessors.
+constexpr int kColumns = 16;
+template <class T, int kWidth>
+constexpr int kBlockThreads = kWidth == 1 ? 256 : (sizeof(T) == 4 ? 1024 : 512);
+
+// Elements lane, lane + lanes, ... of a set, kBatch at a time: all their loads are under way before the first is used.
+template <int kBatch, class Load, class Use>
+MF_HD void in_batches(int lane, int lanes, int size, const Load& load, const Use& use) {
+  for (int first = lane; first < size; first += kBatch * lanes) {
+    MF_UNROLL
+    for (int j = 0; j < kBatch; ++j)
+      if (first + j * lanes < size) load(j, first + j * lanes);
+    MF_UNROLL
+    for (int j = 0; j < kBatch; ++j)
+      if (first + j * lanes < size) use(j, first + j * lanes);
+  }
+}
 
 // What forward keeps for the other passes, for each set: the first four as in mf::Norm. For batch norm a and b are
 // mean(dy) and mean(dy x̂) without γ, which is the same for the whole set.
@@ -43,6 +59,12 @@ struct NormData {
     at = int64_t{1} * example * c * area + int64_t{1} * pos * c + in;
     affine = per_element ? pos * c + in : in;
   }
+  MF_HD int64_t place(int set, int e) const {
+    int64_t at;
+    int affine;
+    locate(set, e, at, affine);
+    return at;
+  }
   MF_HD T* aux_of(int task, int set) const { return aux[task] + int64_t{1} * set * kNormAux; }
   MF_HD T gamma_of(int task, int affine) const { return gamma ? gamma[task][affine] : T(1); }
   MF_HD bool passes(int task, int64_t at) const { return !relu || !(y[task][at] <= T(0)); }
@@ -76,13 +98,10 @@ struct NormForward {
   }
   MF_HD void part(int stage, int task, State& s, int lane, int lanes, T& sum, T&) const {
     if (d.fixed) return;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      const T x = d.x[task][at];
-      sum += stage == 0 ? x : (x - s.n.mean) * (x - s.n.mean);
-    }
+    T x[4];
+    in_batches<4>(
+        lane, lanes, s.size, [&](int j, int e) { x[j] = d.x[task][d.place(s.set, e)]; },
+        [&](int j, int) { sum += stage == 0 ? x[j] : (x[j] - s.n.mean) * (x[j] - s.n.mean); });
   }
   MF_HD void take(int stage, int, State& s, T sum, T) const {
     const T size = static_cast<T>(s.size);
@@ -98,13 +117,16 @@ struct NormForward {
     aux[kMean] = s.n.mean, aux[kRoot] = s.n.r, aux[kVariance] = s.variance;
   }
   MF_HD void finish(int task, State& s, int lane, int lanes) const {
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      T y = s.n.hat(d.x[task][at]) * d.gamma_of(task, affine) + (d.beta ? d.beta[task][affine] : T(0));
-      out[task][at] = d.relu ? mf::relu(y).f : y;
-    }
+    T x[4];
+    in_batches<4>(
+        lane, lanes, s.size, [&](int j, int e) { x[j] = d.x[task][d.place(s.set, e)]; },
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          const T y = s.n.hat(x[j]) * d.gamma_of(task, affine) + (d.beta ? d.beta[task][affine] : T(0));
+          out[task][at] = d.relu ? mf::relu(y).f : y;
+        });
   }
 };
 
@@ -126,15 +148,21 @@ struct NormBackward {
   }
   MF_HD void part(int, int task, State& s, int lane, int lanes, T& sum, T& product) const {
     const bool batch = d.kind == NormKind::batch;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      T g = d.passes(task, at) ? dy[task][at] : T(0);
-      if (!batch) g *= d.gamma_of(task, affine);
-      sum += g;
-      product += g * s.n.hat(d.x[task][at]);
-    }
+    T x[4], g[4];
+    in_batches<4>(
+        lane, lanes, s.size,
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          x[j] = d.x[task][at];
+          g[j] = d.passes(task, at) ? dy[task][at] : T(0);
+          if (!batch) g[j] *= d.gamma_of(task, affine);
+        },
+        [&](int j, int) {
+          sum += g[j];
+          product += g[j] * s.n.hat(x[j]);
+        });
   }
   MF_HD void take(int, int task, State& s, T sum, T product) const {
     const T size = static_cast<T>(s.size);
@@ -150,13 +178,17 @@ struct NormBackward {
   }
   MF_HD void finish(int task, State& s, int lane, int lanes) const {
     if (!dx) return;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      const T g = d.passes(task, at) ? d.gamma_of(task, affine) * dy[task][at] : T(0);
-      put(dx[task] + at, s.n.dx(s.n.hat(d.x[task][at]), g), accumulate);
-    }
+    T x[4], g[4];
+    in_batches<4>(
+        lane, lanes, s.size,
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          x[j] = d.x[task][at];
+          g[j] = d.passes(task, at) ? d.gamma_of(task, affine) * dy[task][at] : T(0);
+        },
+        [&](int j, int e) { put(dx[task] + d.place(s.set, e), s.n.dx(s.n.hat(x[j]), g[j]), accumulate); });
   }
 };
 
@@ -177,14 +209,17 @@ struct NormTangent {
   }
   MF_HD void part(int, int task, State& s, int lane, int lanes, T& sum, T& product) const {
     if (!x_dot || d.fixed) return;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      const T v = x_dot[task][at];
-      sum += v;
-      product += v * s.n.hat(d.x[task][at]);
-    }
+    T x[4], v[4];
+    in_batches<4>(
+        lane, lanes, s.size,
+        [&](int j, int e) {
+          const int64_t at = d.place(s.set, e);
+          x[j] = d.x[task][at], v[j] = x_dot[task][at];
+        },
+        [&](int j, int) {
+          sum += v[j];
+          product += v[j] * s.n.hat(x[j]);
+        });
   }
   MF_HD void take(int, int, State& s, T sum, T product) const {
     s.n.m = sum / static_cast<T>(s.size), s.n.c = product / static_cast<T>(s.size);
@@ -194,19 +229,26 @@ struct NormTangent {
     aux[kM] = s.n.m, aux[kC] = s.n.c;
   }
   MF_HD void finish(int task, State& s, int lane, int lanes) const {
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      T out = T(0);
-      if (d.passes(task, at)) {
-        const T hat = s.n.hat(d.x[task][at]);
-        if (x_dot) out += d.gamma_of(task, affine) * s.n.hat_dot(hat, x_dot[task][at]);
-        if (gamma_dot) out += gamma_dot[task][affine] * hat;
-        if (beta_dot) out += beta_dot[task][affine];
-      }
-      y_dot[task][at] = out;
-    }
+    T x[4], v[4];
+    bool passes[4];
+    in_batches<4>(
+        lane, lanes, s.size,
+        [&](int j, int e) {
+          const int64_t at = d.place(s.set, e);
+          passes[j] = d.passes(task, at);
+          x[j] = d.x[task][at], v[j] = x_dot ? x_dot[task][at] : T(0);
+        },
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          const T hat = s.n.hat(x[j]);
+          T out = T(0);
+          if (x_dot) out += d.gamma_of(task, affine) * s.n.hat_dot(hat, v[j]);
+          if (gamma_dot) out += gamma_dot[task][affine] * hat;
+          if (beta_dot) out += beta_dot[task][affine];
+          y_dot[task][at] = passes[j] ? out : T(0);
+        });
   }
 };
 
@@ -232,31 +274,37 @@ struct NormBackwardTangent {
     }
     return true;
   }
-  // x̂, its derivative, γ dy and γ̇ dy + γ dẏ of one element.
-  MF_HD void element(int task, const State& s, int64_t at, int affine, T& hat, T& hat_dot, T& g, T& g_dot) const {
+  struct Element {  // as loaded, behind the ReLU
+    T x, x_dot, dy, dy_dot;
+  };
+  MF_HD Element load(int task, int64_t at) const {
     const bool passes = d.passes(task, at);
-    const T gamma = d.gamma_of(task, affine), upper = passes && dy ? dy[task][at] : T(0);
-    hat = s.n.hat(d.x[task][at]);
-    hat_dot = x_dot ? s.n.hat_dot(hat, x_dot[task][at]) : T(0);
-    g = gamma * upper;
-    g_dot = (passes ? gamma * dy_dot[task][at] : T(0)) + (gamma_dot ? gamma_dot[task][affine] * upper : T(0));
+    return {d.x[task][at], x_dot ? x_dot[task][at] : T(0), passes && dy ? dy[task][at] : T(0),
+            passes ? dy_dot[task][at] : T(0)};
+  }
+  // x̂, its derivative, γ dy and γ̇ dy + γ dẏ of one element.
+  MF_HD void open(int task, const State& s, const Element& e, int affine, T& hat, T& hat_dot, T& g, T& g_dot) const {
+    const T gamma = d.gamma_of(task, affine);
+    hat = s.n.hat(e.x);
+    hat_dot = x_dot ? s.n.hat_dot(hat, e.x_dot) : T(0);
+    g = gamma * e.dy;
+    g_dot = gamma * e.dy_dot + (gamma_dot ? gamma_dot[task][affine] * e.dy : T(0));
   }
   MF_HD void part(int, int task, State& s, int lane, int lanes, T& sum, T& product) const {
     const bool batch = d.kind == NormKind::batch;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      T hat, hat_dot, g, g_dot;
-      element(task, s, at, affine, hat, hat_dot, g, g_dot);
-      if (batch) {  // without γ: these are the derivatives of dγ and dβ too
-        const bool passes = d.passes(task, at);
-        g = passes && dy ? dy[task][at] : T(0);
-        g_dot = passes ? dy_dot[task][at] : T(0);
-      }
-      sum += g_dot;
-      product += g_dot * hat + g * hat_dot;
-    }
+    Element el[2];
+    in_batches<2>(
+        lane, lanes, s.size, [&](int j, int e) { el[j] = load(task, d.place(s.set, e)); },
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          T hat, hat_dot, g, g_dot;
+          open(task, s, el[j], affine, hat, hat_dot, g, g_dot);
+          if (batch) g = el[j].dy, g_dot = el[j].dy_dot;  // without γ: the derivatives of dγ and dβ too
+          sum += g_dot;
+          product += g_dot * hat + g * hat_dot;
+        });
   }
   MF_HD void take(int, int task, State& s, T sum, T product) const {
     const T size = static_cast<T>(s.size);
@@ -275,14 +323,17 @@ struct NormBackwardTangent {
   }
   MF_HD void finish(int task, State& s, int lane, int lanes) const {
     if (!dx_dot) return;
-    for (int e = lane; e < s.size; e += lanes) {
-      int64_t at;
-      int affine;
-      d.locate(s.set, e, at, affine);
-      T hat, hat_dot, g, g_dot;
-      element(task, s, at, affine, hat, hat_dot, g, g_dot);
-      put(dx_dot[task] + at, s.n.dx_dot(hat, hat_dot, g, g_dot, s.a_dot, s.b_dot), accumulate);
-    }
+    Element el[2];
+    in_batches<2>(
+        lane, lanes, s.size, [&](int j, int e) { el[j] = load(task, d.place(s.set, e)); },
+        [&](int j, int e) {
+          int64_t at;
+          int affine;
+          d.locate(s.set, e, at, affine);
+          T hat, hat_dot, g, g_dot;
+          open(task, s, el[j], affine, hat, hat_dot, g, g_dot);
+          put(dx_dot[task] + at, s.n.dx_dot(hat, hat_dot, g, g_dot, s.a_dot, s.b_dot), accumulate);
+        });
   }
 };
 
@@ -305,7 +356,10 @@ struct ColumnSums {
     return column < c;
   }
   MF_HD void part(int, int task, State& s, int lane, int lanes, T& sum, T&) const {
-    for (int e = lane; e < s.size; e += lanes) sum += from[task][int64_t{1} * e * c + s.column];
+    T x[4];
+    in_batches<4>(
+        lane, lanes, s.size, [&](int j, int e) { x[j] = from[task][int64_t{1} * e * c + s.column]; },
+        [&](int j, int) { sum += x[j]; });
   }
   MF_HD void take(int, int, State&, T, T) const {}
   MF_HD void totals(int task, const State& s, T sum, T) const { to[task][s.column] += sum; }

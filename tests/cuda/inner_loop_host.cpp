@@ -85,27 +85,27 @@ struct HostDevice {
   template <int kWidth, class F>
   void sums(const F& f, int rows) {
     using V = typename F::Value;
-    std::vector<typename F::State> state(kBlockThreads);
-    std::vector<V> sum(kBlockThreads), product(kBlockThreads);
-    std::vector<char> works(kBlockThreads);
-    const int blocks = (f.columns() + kWidth - 1) / kWidth, lanes = kBlockThreads / kWidth;
+    constexpr int kThreads = kBlockThreads<V, kWidth>;
+    std::vector<typename F::State> state(kThreads);
+    std::vector<V> sum(kThreads), product(kThreads);
+    std::vector<char> works(kThreads);
+    const int blocks = (f.columns() + kWidth - 1) / kWidth, lanes = kThreads / kWidth;
     for (int row = rows; row-- > 0;)
       for (int block = blocks; block-- > 0;) {
-        for (int tid = 0; tid < kBlockThreads; ++tid)
-          works[tid] = f.open(row, block * kWidth + tid % kWidth, state[tid]);
+        for (int tid = 0; tid < kThreads; ++tid) works[tid] = f.open(row, block * kWidth + tid % kWidth, state[tid]);
         for (int stage = 0; stage < F::kStages; ++stage) {
-          for (int tid = 0; tid < kBlockThreads; ++tid) {
+          for (int tid = 0; tid < kThreads; ++tid) {
             sum[tid] = product[tid] = V(0);
             if (works[tid]) f.part(stage, row, state[tid], tid / kWidth, lanes, sum[tid], product[tid]);
           }
-          for (int half = kBlockThreads / 2; half >= kWidth; half /= 2)
+          for (int half = kThreads / 2; half >= kWidth; half /= 2)
             for (int tid = 0; tid < half; ++tid) sum[tid] += sum[tid + half], product[tid] += product[tid + half];
-          for (int tid = 0; tid < kBlockThreads; ++tid)
+          for (int tid = 0; tid < kThreads; ++tid)
             if (works[tid]) f.take(stage, row, state[tid], sum[tid % kWidth], product[tid % kWidth]);
         }
         for (int tid = 0; tid < kWidth; ++tid)
           if (works[tid]) f.totals(row, state[tid], sum[tid], product[tid]);
-        for (int tid = 0; tid < kBlockThreads; ++tid)
+        for (int tid = 0; tid < kThreads; ++tid)
           if (works[tid]) f.finish(row, state[tid], tid / kWidth, lanes);
       }
   }
