@@ -2,7 +2,8 @@
 
 from metafast.data._batches import Batches
 from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, class_set
-from metafast.data._episodes import Augment, ClassEpisodes, Episodes, RegressionEpisodes, episodes
+from metafast.data._episodes import Augment, ClassEpisodes, RegressionEpisodes, episodes
+from metafast.data._episodes_base import Episodes
 from metafast.data._few_shot import all_classes, few_shot
 from metafast.data._load import DatasetNotFoundError, load
 from metafast.data._regression import Harmonic, Sinusoid, Step
