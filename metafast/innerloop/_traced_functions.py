@@ -243,11 +243,18 @@ def _mean(
     if cell.rows is not None and axes == [1] and not keepdim:
         table, padding = cell.rows
         return _embed_mean(t, input, cell.value, table, padding, input.shape[2])
-    if cell.rows is not None or input.dim() != 4 or axes != [2, 3]:
-        raise t.fail(f"mean over dimensions {axes}; only over both of a map, or over the tokens of embeddings")
+    why = f"mean over dimensions {axes}; only over both of a map, or over the tokens of embeddings"
+    if cell.rows is not None:
+        raise t.fail(why)
     _, (c, h, w) = t.map(input)
-    out = t.emit(Opcode.AVG_POOL, input, (c, 1, 1), ints=(h, w, h, w, 0, 0, 1))
-    return out if keepdim else alias(t, out, (input.shape[0], c))
+    one_left = tuple(input.shape[1:]) == (c, h) and w == 1  # a mean over the columns came before
+    if not (input.dim() == 4 and axes in ([2, 3], [3]) or one_left and axes == [2]):
+        raise t.fail(why)
+    kernel = (1 if axes == [3] else h, w)
+    shape = (c, h // kernel[0], 1)
+    out = t.emit(Opcode.AVG_POOL, input, shape, ints=(*kernel, *kernel, 0, 0, 1))
+    sizes = [1 if d in axes else s for d, s in enumerate(input.shape) if keepdim or d not in axes]
+    return alias(t, out, sizes)
 
 
 def _embed_mean(t: Tracer, tokens: Any, value: int, table: int, padding: int, width: int) -> Tensor:

@@ -41,6 +41,18 @@ class Shared(nn.Module):
         return self.last(F.leaky_relu(self.again(x), 0.2))
 
 
+class Means(nn.Module):
+    """The mean over positions, one dimension after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, (3, 1)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(torch.tanh(self.first(x)).mean(3, keepdim=True))
+        return self.head(x.mean(-1).mean(-1))
+
+
 class Bag(nn.Module):
     """The mean of embeddings, padding left out."""
 
@@ -95,6 +107,7 @@ COMPILED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, IMAGE),
     "pooled": (pooled, IMAGE),
     "shared": (Shared, (1, 2, 3)),
+    "means": (Means, IMAGE),
     "unflattened": (unflattened, (2, 2, 2, 3)),
     "rows": (rows, (3, 4)),
     "bag": (Bag, (4,)),
