@@ -10,7 +10,7 @@ from torch import Tensor
 from ._dropout_hash import QUERY_STEP
 from ._program import Program, decode
 from ._rules_reference import Rule
-from ._tape_reference import Tape
+from ._tape_reference import TAPE, Tape
 
 
 def _row(rows: Tensor | None, k: int) -> Tensor | None:
@@ -64,7 +64,7 @@ def task_grad(
     """`task_grad.py`."""
     parsed = decode(program, attributes)
     weights = weights.expand(x.shape[0], parsed.numel)
-    tape = Tape(parsed, weights, x, y, mask, classes, _row(stats, 0), seed, step, first_task)
+    tape = TAPE.get()(parsed, weights, x, y, mask, classes, _row(stats, 0), seed, step, first_task)
     losses.copy_(tape.losses)
     if logits is not None:
         logits.copy_(tape.logits)
@@ -96,7 +96,7 @@ def task_hvp(
     """`task_hvp.py`."""
     parsed = decode(program, attributes)
     weights = weights.expand(x.shape[0], parsed.numel)
-    tape = Tape(parsed, weights, x, y, mask, classes, _row(stats, 0), seed, step, first_task)
+    tape = TAPE.get()(parsed, weights, x, y, mask, classes, _row(stats, 0), seed, step, first_task)
     tape.gradient()
     product, mixed = tape.hvp(tangents)
     hvp.copy_(product)
@@ -159,7 +159,7 @@ def inner_loop(
 
     def query(theta: Tensor, k: int) -> Tape:
         data = (query_x, query_y, query_mask, classes, _row(stats, k))
-        return Tape(parsed, theta, *data, seed, QUERY_STEP + k, first_task)
+        return TAPE.get()(parsed, theta, *data, seed, QUERY_STEP + k, first_task)
 
     def examples(k: int) -> Tensor | None:
         if batches is None:
@@ -171,7 +171,7 @@ def inner_loop(
         index = examples(k)
         mask = None if support_mask is None else _pick(support_mask, index)
         data = (_pick(support_x, index), _pick(support_y, index), mask, classes, _row(stats, k))
-        return Tape(parsed, theta, *data, seed, k, first_task, index)
+        return TAPE.get()(parsed, theta, *data, seed, k, first_task, index)
 
     rate = [torch.where(steady, _expand(rates[k if rates.shape[0] > 1 else 0], parsed), 0) for k in range(steps)]
     theta, tapes, updates, queries = start, [], [], {}
