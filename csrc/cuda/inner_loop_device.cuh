@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "inner_loop_engine.h"
+#include "inner_loop_task.h"
 
 namespace mf::cuda {
 

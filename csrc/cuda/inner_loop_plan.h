@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "../layers/program.h"
+#include "inner_loop_loss.cuh"
 #include "inner_loop_norm.cuh"
+#include "inner_loop_params.cuh"
 
 namespace mf::cuda {
 

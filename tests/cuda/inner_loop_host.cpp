@@ -1,8 +1,8 @@
 // The inner-loop driver for CUDA on the host: its engine and kernel bodies as they are, with launches that run every
 // block and thread in plain loops, phase by phase. test_inner_loop.py builds it and compares the ops with their
 // reference.
-#include "cuda/inner_loop_engine.h"
 #include "cuda/inner_loop_ops.h"
+#include "cuda/inner_loop_task.h"
 
 #include <memory>
 
