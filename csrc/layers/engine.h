@@ -398,9 +398,8 @@ class Engine final : public AnyEngine {
     if (p.n == 0) return;
     for (const Visit<T>& v : visits) {
       if (!v.node->has_batch_stats()) continue;
-      const int64_t c = p_.values[v.node->in0].c;
       double* mean = row + v.node->stats_at();
-      v.node->batch_stats(p, mean, mean + c);
+      v.node->batch_stats(p, mean, mean + v.node->stats_channels());
     }
   }
 

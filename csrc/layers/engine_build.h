@@ -93,6 +93,8 @@ class ModelBuilder {
   }
 
  private:
+  static constexpr int64_t kLargeImage = 64 << 10;  // bytes of one image of a convolution's output
+
   void mark(bool want_frozen, bool input_grad) {
     const size_t values = p_.values.size();
     m_.live.assign(values, false);
@@ -136,6 +138,7 @@ class ModelBuilder {
   void choose_fusions() {
     fused_into_.assign(p_.instructions.size(), false);
     fused_end_.assign(p_.instructions.size(), -1);
+    norm_of_.assign(p_.instructions.size(), -1);
     pooled_.assign(p_.instructions.size(), false);
     for (size_t i = 0; i < p_.instructions.size(); ++i) {
       const Instruction& norm = p_.instructions[i];
@@ -153,6 +156,20 @@ class ModelBuilder {
       m_.live[fused_end_[i]] = false;
       fused_end_[i] = p_.instructions[pool].out;
     }
+    for (size_t i = 0; i < p_.instructions.size(); ++i) choose_conv_norm(static_cast<int>(i));
+  }
+
+  // With large images the convolution before such a norm joins it: its cotangents then never leave the cache.
+  void choose_conv_norm(int i) {
+    const Instruction& conv = p_.instructions[i];
+    const ValueInfo& z = p_.values[conv.out];
+    if (!alive_[i] || conv.op != Opcode::conv2d) return;
+    const int norm = only_consumer(conv.out);
+    if (norm < 0 || fused_end_[norm] < 0 || p_.instructions[norm].ints[0] != 0) return;
+    if (z.h * z.w * padded_channels(z.c) * static_cast<int64_t>(sizeof(T)) < kLargeImage) return;
+    norm_of_[i] = norm;
+    fused_into_[norm] = true;
+    fused_end_[i] = fused_end_[norm];
   }
 
   int out_of(int i) const { return fused_end_[i] >= 0 ? fused_end_[i] : p_.instructions[i].out; }
@@ -230,6 +247,10 @@ class ModelBuilder {
     switch (ins.op) {
       case Opcode::conv2d:
       case Opcode::linear:
+        if (norm_of_[i] >= 0) {
+          add_conv_norm(i);
+          break;
+        }
         make(std::make_unique<ConvNode<T>>(m_.maps[ins.in0], m_.maps[ins.out], geometry(ins, p_.values[ins.in0]),
                                            m_.cotangent_maps[ins.out], input_cotangent_map(ins.in0)))
             ->bias_cancels =
@@ -321,6 +342,24 @@ class ModelBuilder {
     }
   }
 
+  void add_conv_norm(int i) {
+    const Instruction &ins = p_.instructions[i], &norm = p_.instructions[norm_of_[i]];
+    NormPool<T> layer;
+    layer.x = m_.maps[ins.out];
+    layer.dx = m_.cotangent_maps[ins.out];
+    layer.y = m_.maps[fused_end_[i]];
+    layer.dy = m_.cotangent_maps[fused_end_[i]];
+    layer.eps = norm.attribute;
+    layer.pool = pooled_[norm_of_[i]];
+    auto* node = place(std::make_unique<ConvNormNode<T>>(m_.maps[ins.in0], geometry(ins, p_.values[ins.in0]), layer,
+                                                         input_cotangent_map(ins.in0)),
+                       i);
+    node->offset = norm.ints[1];
+    node->kept = ins.out;
+    node->gamma_param = norm.weight;
+    node->beta_param = norm.bias;
+  }
+
   static Window window(const Instruction& ins) {
     return {ins.ints[0], ins.ints[1], ins.ints[2], ins.ints[3], ins.ints[4], ins.ints[5]};
   }
@@ -340,10 +379,10 @@ class ModelBuilder {
         PackedParam<T>& q = m_.params[node->weight_param];
         const ValueInfo& x = p_.values[p_.instructions[node->instruction].in0];
         ++uses[node->weight_param];
-        if (const auto* conv = dynamic_cast<const ConvNode<T>*>(node.get())) {
+        if (const Conv2d<T>* conv = node->convolution()) {
           q.kind = PackedParam<T>::Kind::conv;
-          q.conv = &conv->conv;
-          q.size = conv->conv.packed_size();
+          q.conv = conv;
+          q.size = conv->packed_size();
         } else if (p_.instructions[node->instruction].op == Opcode::layer_norm) {
           as_map(q, x);
         } else if (const auto* table = dynamic_cast<const EmbedMeanNode<T>*>(node.get())) {
@@ -358,6 +397,9 @@ class ModelBuilder {
           as_map(m_.params[node->bias_param], p_.values[p_.instructions[node->instruction].in0]);
       }
     }
+    for (const auto& node : m_.nodes)
+      for (const int param : {node->gamma_param, node->beta_param})
+        if (param >= 0) ++uses[param];
     m_.shared_params = std::any_of(uses.begin(), uses.end(), [](int u) { return u > 1; });
     for (const bool adapted : {true, false}) {
       for (size_t k = 0; k < m_.params.size(); ++k) {
@@ -370,6 +412,8 @@ class ModelBuilder {
     for (const auto& node : m_.nodes) {
       if (node->weight_param >= 0) node->weight = m_.params[node->weight_param].slot;
       if (node->bias_param >= 0) node->bias = m_.params[node->bias_param].slot;
+      if (node->gamma_param >= 0) node->gamma = m_.params[node->gamma_param].slot;
+      if (node->beta_param >= 0) node->beta = m_.params[node->beta_param].slot;
     }
   }
 
@@ -382,7 +426,7 @@ class ModelBuilder {
   const Program& p_;
   int64_t n_, length_;
   std::vector<bool> adapted_, alive_, fused_into_, pooled_;
-  std::vector<int> consumers_, fused_end_;
+  std::vector<int> consumers_, fused_end_, norm_of_;
   Model<T> m_;
 };
 

@@ -8,6 +8,7 @@
 
 #include "layers/activation.h"
 #include "layers/conv2d.h"
+#include "layers/conv_norm.h"
 #include "layers/dropout.h"
 #include "layers/elementwise.h"
 #include "layers/embedding.h"
@@ -65,8 +66,8 @@ struct Slot {
 
 // What one node's backward has to give in one kind of pass, and whether it adds to what others gave.
 struct Want {
-  bool x0 = false, x1 = false, w = false, b = false;
-  bool add_x0 = false, add_x1 = false, add_w = false, add_b = false;
+  bool x0 = false, x1 = false, w = false, b = false, gamma = false, beta = false;
+  bool add_x0 = false, add_x1 = false, add_params = false;
   bool x0_passes = false;  // the input's cotangent is not kept: backward_tangent writes it again
 };
 
@@ -75,8 +76,9 @@ class Node {
  public:
   int in0 = 0, in1 = -1, out = 0, index = 0;  // index: which of the pass's aux and bytes are its own
   int instruction = 0;
-  Slot weight, bias;
-  int weight_param = -1, bias_param = -1;
+  Slot weight, bias, gamma, beta;  // the latter two: of the norm in a node that has both
+  int weight_param = -1, bias_param = -1, gamma_param = -1, beta_param = -1;
+  int kept = -1;  // a value of its own between forward and backward
   // What its passes read of its input after forward, so that others' memory may be reused.
   bool backward_reads_x = true, tangent_reads_x = true;
   // Its backward_tangent can write the input's cotangent anew, and nobody else contributes to that one.
@@ -90,6 +92,8 @@ class Node {
   virtual bool has_batch_stats() const { return false; }
   virtual void batch_stats(const Pass<T>&, double*, double*) const {}
   virtual int64_t stats_at() const { return -1; }  // where its fixed or running statistics lie
+  virtual int64_t stats_channels() const { return 0; }
+  virtual const Conv2d<T>* convolution() const { return nullptr; }
 
   virtual void forward(const Pass<T>& p) const = 0;
   // d is the pass's table of cotangents: dx, or dxt where nothing upstream has a tangent.
@@ -108,6 +112,7 @@ class ConvNode final : public Node<T> {
       : conv(x, y, g, dy, dx), dy_(dy) {}
 
   int64_t scratch_size() const override { return conv.scratch_size(); }
+  const Conv2d<T>* convolution() const override { return &conv; }
 
   void forward(const Pass<T>& p) const override {
     const ConvTerm<T> term{p.x[this->in0], this->weight.value(p)};
@@ -117,9 +122,9 @@ class ConvNode final : public Node<T> {
     const T* dy = d[this->out];
     if (want.w) {
       const ConvTerm<T> term{p.x[this->in0], dy};
-      conv.backward_weight(&term, 1, this->weight.grad(p, true), want.add_w, p.n, *p.team);
+      conv.backward_weight(&term, 1, this->weight.grad(p, true), want.add_params, p.n, *p.team);
     }
-    if (want.b) bias_gradient(p, dy, want.add_b);
+    if (want.b) bias_gradient(p, dy, want.add_params);
     if (want.x0) {
       const ConvTerm<T> term{dy, this->weight.value(p)};
       conv.backward_input(&term, 1, d[this->in0], want.add_x0, p.n, *p.team, p.scratch);
@@ -133,9 +138,9 @@ class ConvNode final : public Node<T> {
     const T *dy = p.dx[this->out], *dyt = p.dxt[this->out];
     if (want.w) {
       const ConvTerm<T> terms[] = {{p.xt[this->in0], dy}, {p.x[this->in0], dyt}};
-      conv.backward_weight(terms, 2, this->weight.grad(p, true), want.add_w, p.n, *p.team);
+      conv.backward_weight(terms, 2, this->weight.grad(p, true), want.add_params, p.n, *p.team);
     }
-    if (want.b) bias_gradient(p, dyt, want.add_b);
+    if (want.b) bias_gradient(p, dyt, want.add_params);
     if (want.x0) {
       const ConvTerm<T> terms[] = {{dyt, this->weight.value(p)}, {dy, this->weight.tangent(p)}};
       conv.backward_input(terms, 2, p.dxt[this->in0], want.add_x0, p.n, *p.team, p.scratch);
@@ -198,6 +203,7 @@ class BatchNormNode final : public Node<T> {
     layer.batch_stats(p.aux[this->index], p.n, mean, var);
   }
   int64_t stats_at() const override { return offset; }
+  int64_t stats_channels() const override { return layer.x.c; }
 
   void forward(const Pass<T>& p) const override {
     layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p),
@@ -205,7 +211,8 @@ class BatchNormNode final : public Node<T> {
   }
   void backward(const Pass<T>& p, const Want& want, T** d) const override {
     layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], d[this->out], this->wanted_x0(d, want),
-                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_params, p.n,
+                   *p.team);
   }
   void tangent(const Pass<T>& p) const override {
     layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
@@ -214,7 +221,7 @@ class BatchNormNode final : public Node<T> {
   void backward_tangent(const Pass<T>& p, const Want& want) const override {
     layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
                            this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], this->wanted_x0(p.dxt, want),
-                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n,
+                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_params, p.n,
                            *p.team);
   }
 };
@@ -233,7 +240,8 @@ class GroupNormNode final : public Node<T> {
   }
   void backward(const Pass<T>& p, const Want& want, T** d) const override {
     layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], d[this->out], this->wanted_x0(d, want),
-                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+                   want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_params, p.n,
+                   *p.team);
   }
   void tangent(const Pass<T>& p) const override {
     layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
@@ -242,7 +250,7 @@ class GroupNormNode final : public Node<T> {
   void backward_tangent(const Pass<T>& p, const Want& want) const override {
     layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.xt[this->in0],
                            this->weight.tangent(p), p.dx[this->out], p.dxt[this->out], this->wanted_x0(p.dxt, want),
-                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n,
+                           want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_params, p.n,
                            *p.team);
   }
 };
@@ -261,6 +269,7 @@ class NormPoolNode final : public Node<T> {
     layer.batch_stats(p.aux[this->index], p.n, mean, var);
   }
   int64_t stats_at() const override { return offset; }
+  int64_t stats_channels() const override { return layer.x.c; }
 
   void forward(const Pass<T>& p) const override {
     layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p),
@@ -270,7 +279,7 @@ class NormPoolNode final : public Node<T> {
   void backward(const Pass<T>& p, const Want& want, T** d) const override {
     layer.backward(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index], d[this->out],
                    this->wanted_x0(d, want), want.add_x0, this->weight.grad(p, want.w), this->bias.grad(p, want.b),
-                   want.add_w, p.n, *p.team);
+                   want.add_params, p.n, *p.team);
   }
   void tangent(const Pass<T>& p) const override {
     layer.forward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index],
@@ -281,7 +290,62 @@ class NormPoolNode final : public Node<T> {
     layer.backward_tangent(p.x[this->in0], this->weight.value(p), p.aux[this->index], p.bytes[this->index],
                            p.xt[this->in0], this->weight.tangent(p), p.dx[this->out], p.dxt[this->out],
                            want.x0_passes ? p.dx[this->in0] : nullptr, this->wanted_x0(p.dxt, want), want.add_x0,
-                           this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_w, p.n, *p.team);
+                           this->weight.grad(p, want.w), this->bias.grad(p, want.b), want.add_params, p.n, *p.team);
+  }
+};
+
+// CONV2D of large images and the batch norm (of the task's statistics) that reads it, ReLU, perhaps MAX_POOL 2x2.
+template <class T>
+class ConvNormNode final : public Node<T> {
+ public:
+  ConvNormNode(const Map& x, const Geometry& g, const NormPool<T>& norm, const Map& dx) : layer(x, g, norm, dx) {}
+
+  ConvNorm<T> layer;
+  int64_t offset = 0;  // of its statistics in the op's tensors
+
+  int64_t aux_size() const override { return layer.aux_size(); }
+  int64_t byte_size() const override { return layer.byte_size(); }
+  int64_t scratch_size() const override { return layer.scratch_size(); }
+  bool has_batch_stats() const override { return true; }
+  void batch_stats(const Pass<T>& p, double* mean, double* var) const override {
+    layer.norm.batch_stats(p.aux[this->index], p.n, mean, var);
+  }
+  int64_t stats_at() const override { return offset; }
+  int64_t stats_channels() const override { return layer.norm.x.c; }
+  const Conv2d<T>* convolution() const override { return &layer.conv; }
+
+  void forward(const Pass<T>& p) const override {
+    layer.forward(p.x[this->in0], this->weight.value(p), this->bias.value(p), this->gamma.value(p), this->beta.value(p),
+                  nullptr, p.x[this->kept], p.x[this->out], p.aux[this->index], p.bytes[this->index], p.n, *p.team);
+  }
+  void backward(const Pass<T>& p, const Want& want, T** d) const override {
+    no_bias_gradient(p, want);
+    layer.backward(p.x[this->in0], this->weight.value(p), this->gamma.value(p), p.aux[this->index],
+                   p.bytes[this->index], p.x[this->kept], d[this->out], this->wanted_x0(d, want), want.add_x0,
+                   this->weight.grad(p, want.w), want.add_params, this->gamma.grad(p, want.gamma),
+                   this->beta.grad(p, want.beta), want.add_params, p.n, *p.team, p.scratch);
+  }
+  void tangent(const Pass<T>& p) const override {
+    layer.forward_tangent(p.x[this->in0], p.xt[this->in0], this->weight.value(p), this->weight.tangent(p),
+                          this->bias.tangent(p), this->gamma.value(p), this->gamma.tangent(p), this->beta.tangent(p),
+                          p.aux[this->index], p.bytes[this->index], p.x[this->kept], p.xt[this->kept], p.xt[this->out],
+                          p.n, *p.team);
+  }
+  void backward_tangent(const Pass<T>& p, const Want& want) const override {
+    no_bias_gradient(p, want);
+    layer.backward_tangent(p.x[this->in0], p.xt[this->in0], this->weight.value(p), this->weight.tangent(p),
+                           this->gamma.value(p), this->gamma.tangent(p), p.aux[this->index], p.bytes[this->index],
+                           p.x[this->kept], p.xt[this->kept], p.dx[this->out], p.dxt[this->out],
+                           this->wanted_x0(p.dxt, want), want.add_x0, this->weight.grad(p, want.w), want.add_params,
+                           this->gamma.grad(p, want.gamma), this->beta.grad(p, want.beta), want.add_params, p.n,
+                           *p.team, p.scratch);
+  }
+
+ private:
+  // The norm takes the bias away with the mean.
+  void no_bias_gradient(const Pass<T>& p, const Want& want) const {
+    T* db = this->bias.grad(p, want.b);
+    if (db && !want.add_params) std::fill(db, db + layer.norm.x.cp, T(0));
   }
 };
 
@@ -394,7 +458,7 @@ class EmbedMeanNode final : public Node<T> {
   void backward(const Pass<T>& p, const Want& want, T** d) const override {
     if (!want.w) return;
     T* dw = this->weight.grad(p, true);
-    if (!want.add_w) std::fill(dw, dw + layer.words * layer.y.cp, T(0));
+    if (!want.add_params) std::fill(dw, dw + layer.words * layer.y.cp, T(0));
     layer.backward(p.tokens, d[this->out], dw, p.n);
   }
   void tangent(const Pass<T>& p) const override {

@@ -151,6 +151,8 @@ class Planner {
       if (!wanted(node.out)) continue;
       v.want.w = wanted_param(node.weight_param);
       v.want.b = wanted_param(node.bias_param);
+      v.want.gamma = wanted_param(node.gamma_param);
+      v.want.beta = wanted_param(node.beta_param);
       v.want.x0 = wanted(node.in0);
       v.want.x1 = wanted(node.in1);
       const auto meet = [&](int value, bool want, bool& add) {
@@ -161,8 +163,9 @@ class Planner {
       meet(node.in0, v.want.x0, v.want.add_x0);
       meet(node.in1, v.want.x1, v.want.add_x1);
       // Of the gradient of one step the first writer sets; whatever is shared, and λ always, is added to.
-      v.want.add_w = v.want.add_b = meta || m_.shared_params;
-      if (v.want.w || v.want.b || v.want.x0 || v.want.x1 || (kind == Kind::again && node.aux_size() > 0))
+      v.want.add_params = meta || m_.shared_params;
+      if (v.want.w || v.want.b || v.want.gamma || v.want.beta || v.want.x0 || v.want.x1 ||
+          (kind == Kind::again && node.aux_size() > 0))
         visits.push_back(v);
     }
   }
@@ -191,6 +194,7 @@ class Planner {
       const bool again = back_of[node.index] != nullptr && node.backward_reads_x;
       for (const int v : {node.in0, node.in1})
         if (v >= 0) last[v] = std::max<int64_t>(last[v], again ? 2 * N - j : j);
+      if (node.kept >= 0) first[node.kept] = j, last[node.kept] = again ? 2 * N - j : j;
     }
     if (!back.empty()) dfirst[p_.logits] = N;
     for (const Visit<T>& v : back) {
@@ -236,6 +240,7 @@ class Planner {
       last[v.node->out] = std::max<int64_t>(last[v.node->out], j);
       for (const int in : {v.node->in0, v.node->in1})
         if (in >= 0) last[in] = std::max<int64_t>(last[in], v.node->tangent_reads_x ? 2 * N - j : j);
+      if (v.node->kept >= 0) first[v.node->kept] = j, last[v.node->kept] = 2 * N - j;
     }
     last[p_.logits] = std::max<int64_t>(last[p_.logits], N);
     dfirst[p_.logits] = N;
@@ -284,6 +289,7 @@ class Planner {
       last[node.out] = std::max<int64_t>(last[node.out], read[node.out] ? 2 * N + 1 : j);
       for (const int v : {node.in0, node.in1})
         if (v >= 0) last[v] = std::max<int64_t>(last[v], back && node.backward_reads_x ? 2 * N - j : j);
+      if (node.kept >= 0) first[node.kept] = j, last[node.kept] = back ? 2 * N - j : j;
       if (!back) continue;
       dlast[node.out] = 2 * N - j;
     }

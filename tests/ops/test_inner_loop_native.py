@@ -268,6 +268,26 @@ def test_channel_counts(channels: int, dtype: torch.dtype) -> None:
     check(around(layers, c=2, h=8, w=9, first=True), dtype=dtype, steps=1)
 
 
+@pytest.mark.parametrize("pooled", [False, True], ids=["plain", "pooled"])
+@pytest.mark.parametrize("inputs", [False, True], ids=["weights alone", "input gradients"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_large_images(dtype: torch.dtype, inputs: bool, pooled: bool) -> None:
+    """Convolutions that hand their images to the norm after them one by one, or in strips of rows."""
+    b = Builder(2, 38, 26)
+    for stride, adapted in ((1, True), (1, False), (2, True)):
+        b.conv(32 if stride == 1 else 48, 3, stride=stride, adapted=adapted)
+        fused(pooled and stride == 1, 0)(b)
+    b.linear(3)
+    for options in ({"multi": True, "steps": 1}, {"batch": 2, "steps": 2}, {"order": 1}):
+        args = arguments(b.program(), dtype=dtype, tasks=2, support=3, queries=3, **options)
+        if not inputs:
+            args["grad_support_x"] = args["grad_query_x"] = None
+        found = native("inner_loop", args)
+        assert_same(found, reference("inner_loop", args))
+        args["memory_budget"] = 0
+        assert_equal(native("inner_loop", args), found)
+
+
 @pytest.mark.parametrize("padding", [-1, 0])
 def test_embeddings(padding: int) -> None:
     b = Builder(1, 5, 1, tokens=True)
@@ -411,12 +431,12 @@ def test_memory_budget_changes_nothing(rule: int) -> None:
 @pytest.mark.parametrize("tasks", [1, 2, 5])
 @pytest.mark.parametrize("own_start", [False, True])
 def test_threads_change_nothing(tasks: int, own_start: bool) -> None:
-    b = Builder(3, 20, 20)
+    b = Builder(3, 28, 28)
     for _ in range(2):
         b.conv(32, 3)
         fused(True, 0)(b)
     b.linear(5)
-    args = arguments(b.program(), dtype=torch.float32, tasks=tasks, support=10, queries=20, own_start=own_start,
+    args = arguments(b.program(), dtype=torch.float32, tasks=tasks, support=5, queries=9, own_start=own_start,
                      rates=(2, "element"))  # fmt: skip
     before = torch.get_num_threads()
     try:
