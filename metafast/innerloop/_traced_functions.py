@@ -170,6 +170,8 @@ def _window(
         raise t.fail("pooling of an input that is not [N, C, H, W]")
     (kh, kw), (ph, pw) = _pair(kernel), _pair(padding)
     sh, sw = (kh, kw) if stride is None or isinstance(stride, list | tuple) and not stride else _pair(stride)
+    if 2 * ph > kh or 2 * pw > kw:
+        raise t.fail(f"padding {(ph, pw)} of more than half its window {(kh, kw)}")
     if ceil_mode and ((h + 2 * ph - kh) % sh or (w + 2 * pw - kw) % sw):
         raise t.fail(f"ceil_mode on a map of {h}x{w}")
     shape = (c, (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1)

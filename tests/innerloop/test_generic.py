@@ -256,3 +256,29 @@ def test_a_loss_of_the_user() -> None:
         found = gradients(inner, data)[1]
         assert inner.explain().engine == "compiled"
         assert worst(gradients(InnerLoop(model, steps=2, loss=known, engine="loop"), data)[1], found)[0] < 1e-10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_device_gives_what_the_cpu_gives(name: str, engine: str) -> None:
+    """Fused attention and cuDNN's recurrent layers have no second derivative: the engines go around them."""
+    torch.manual_seed(0)
+    model = MODULES[name]().double()
+    batch = make_batch((4,) if name == "bert" else (4, 3), tokens=name == "bert")
+    expected = gradients(InnerLoop(model, steps=2, engine="loop"), batch, rates=0.2)[1]
+    model.cuda()
+    found = gradients(InnerLoop(model, steps=2, engine=engine), batch.to("cuda"), rates=0.2)[1]
+    error, where = worst({n: g.cpu() for n, g in found.items()}, expected)
+    assert error < 1e-9, (where, error)
+
+
+@pytest.mark.gpu
+def test_seeds_of_a_device() -> None:
+    model = Attention(dropout=0.3).cuda()
+    batch = make_batch((4, 3), dtype=torch.float32).to("cuda")
+    inner = InnerLoop(model, steps=1, engine="loop")
+    state = torch.cuda.get_rng_state()
+    first, again = (inner(batch, seed=3).task_losses for _ in range(2))
+    torch.testing.assert_close(first, again)
+    assert torch.equal(state, torch.cuda.get_rng_state())
