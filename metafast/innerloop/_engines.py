@@ -19,6 +19,7 @@ from metafast.innerloop._trace import Traced, Unsupported, trace
 from metafast.ops._native import LIBRARIES
 
 Engine = Compiled | Generic
+VMAP_BYTES = 1 << 30  # weights of all tasks and steps that "auto" lets vmap hold at once
 ENGINES = ("auto", "compiled", "reference", "loop", "vmap")
 
 
@@ -105,6 +106,12 @@ class Engines:
         tried = self.explanation.seconds or "vmap cannot" in self.explanation.reason
         if self.engine != "auto" or tried or call.batch.support_x.shape[0] < 2:
             return engine, engine.run(call)
+        held = self.layout.numel * call.batch.support_x.shape[0] * (call.steps + 2) * call.weights.element_size()
+        if held > VMAP_BYTES:
+            reason = (
+                f"{self.explanation.reason}; vmap cannot: the weights of all tasks and steps are {held / 1e9:.1f} GB"
+            )
+            return self._settle(call, Explanation("loop", reason)), self.loop.run(call)
         return self._measure(call)
 
     def _measure(self, call: Call) -> tuple[Engine, Result]:

@@ -140,6 +140,13 @@ def test_auto_measures_once() -> None:
     assert "ms for a meta-gradient" in str(first)
 
 
+def test_a_large_model_is_not_tried_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metafast.innerloop._engines.VMAP_BYTES", 1000)
+    inner = InnerLoop(Attention(), steps=1)
+    inner(make_batch((4, 3), dtype=torch.float32))
+    assert inner.explain().engine == "loop" and "vmap cannot: the weights of all tasks" in inner.explain().reason
+
+
 def test_random_layers_go_to_the_loop_with_a_seed() -> None:
     model = Attention(dropout=0.3)
     batch = make_batch((4, 3), dtype=torch.float32)
