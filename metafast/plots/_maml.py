@@ -35,7 +35,7 @@ def meta_learning_curves(
         ylabel: of the vertical axis.
         xlabel: of the horizontal axis.
         percent: the values are shares from 0 to 1, drawn in percent. Default True.
-        log: a logarithmic vertical axis, for losses. Default False.
+        log: a logarithmic vertical axis, for losses, where the values span a decade. Default False.
 
     Returns:
         The figure; the legend stands outside the axes.
@@ -74,7 +74,7 @@ def adaptation_curves(
         title: above the figure.
         ylabel: of the vertical axis.
         percent: the values are shares from 0 to 1, drawn in percent. Default True.
-        log: a logarithmic vertical axis, for losses. Default False.
+        log: a logarithmic vertical axis, for losses, where the values span a decade. Default False.
         trained: a thin line marks this number of steps, that of the training.
 
     Returns:
@@ -116,6 +116,7 @@ def _draw(
     markers: bool,
 ) -> Figure:
     scale = 100.0 if percent else 1.0
+    extent = _decades(panels, scale) if log else None
     with style():
         plain = {name: {label: (band[0], band[1]) for label, band in lines.items()} for name, lines in panels.items()}
         plot, axes, colors = _grid(plain, title, False)
@@ -129,13 +130,20 @@ def _draw(
                     markeredgewidth=0.8,
                 )  # fmt: skip
             ax.set_xlabel(xlabel)
-            if log:
+        if extent is not None:
+            for ax in axes:
                 ax.set_yscale("log")
-        if log:
-            _quiet_log_axis(axes[0].yaxis)
+            _quiet_log_axis(axes[0].yaxis, extent)
         axes[0].set_ylabel(ylabel)
         _legend(plot, axes, None)
     return plot
+
+
+def _decades(panels: Mapping[str, Mapping[str, Band]], scale: float) -> tuple[float, float] | None:
+    """The smallest and largest value drawn, where a logarithmic axis has room for ticks and for all of them."""
+    means = scale * np.concatenate([band[1] for lines in panels.values() for band in lines.values()])
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    return (low, high) if low > 0 and high >= 10 * low else None
 
 
 def _columns(label: str, steps: Any) -> tuple[list[float], list[float]]:

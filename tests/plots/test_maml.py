@@ -18,11 +18,13 @@ def test_learning_curves_show_means_in_percent_with_bands(tmp_path):
 
 
 def test_adaptation_starts_before_the_first_step():
-    points = [(4.0, 0.5), (1.0, 0.2), (0.5, 0.1)]
+    points = [(40.0, 0.5), (1.0, 0.2), (0.5, 0.1)]
     figure = adaptation_curves({"a": {"MAML": points}, "b": {"MAML": points}}, percent=False, log=True, trained=1)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1, 2]
     assert figure.axes[0].get_yscale() == "log"
+    narrow = adaptation_curves({"MAML": points[1:]}, percent=False, log=True)
+    assert narrow.axes[0].get_yscale() == "linear"  # a log axis would show no tick
 
 
 @pytest.mark.parametrize(
