@@ -46,38 +46,30 @@ struct Geometry {
 // Packed weights: for each group, panels of up to kMaxVecs vectors of output
 // channels, each with a row per (kh, kw, input channel of the group).
 // Depthwise: a row of channels per (kh, kw).
-template <class T> class Conv2d {
-public:
+template <class T>
+class Conv2d {
+ public:
   using Term = ConvTerm<T>;
 
   Conv2d() = default;
   // dx with n = 0: no gradient for the input is ever wanted.
-  Conv2d(const Map &x, const Map &y, const Geometry &g, const Map &dy,
-         const Map &dx);
+  Conv2d(const Map& x, const Map& y, const Geometry& g, const Map& dy, const Map& dx);
 
   // The least zero borders that x and dy need; h and w are the size of x.
-  static Border border_for_x(const Geometry &g) { return {g.ph, g.pw}; }
-  static Border border_for_dy(const Geometry &g, int64_t h, int64_t w);
+  static Border border_for_x(const Geometry& g) { return {g.ph, g.pw}; }
+  static Border border_for_dy(const Geometry& g, int64_t h, int64_t w);
 
-  int64_t packed_size() const {
-    return packed_size_;
-  } // elements of w and of dw; a multiple of kLanePad
-  void pack(const T *torch, T *packed)
-      const; // OIHW to packed; lanes beyond the last channel become 0
-  void unpack(const T *packed, T *torch) const; // packed to OIHW
+  int64_t packed_size() const { return packed_size_; }  // elements of w and of dw; a multiple of kLanePad
+  void pack(const T* torch, T* packed) const;           // OIHW to packed; lanes beyond the last channel become 0
+  void unpack(const T* packed, T* torch) const;         // packed to OIHW
   // Elements of T that backward_input needs: transposed weights of two terms.
-  int64_t scratch_size() const {
-    return depthwise_ ? 0 : conv::kMaxTerms * transposed_size_;
-  }
+  int64_t scratch_size() const { return depthwise_ ? 0 : conv::kMaxTerms * transposed_size_; }
 
-  void forward(const Term *terms, int count, const T *bias, T *y, int64_t n,
-               Team &team) const;
-  void backward_input(const Term *terms, int count, T *dx, bool accumulate,
-                      int64_t n, Team &team, T *scratch) const;
-  void backward_weight(const Term *terms, int count, T *dw, bool accumulate,
-                       int64_t n, Team &team) const;
+  void forward(const Term* terms, int count, const T* bias, T* y, int64_t n, Team& team) const;
+  void backward_input(const Term* terms, int count, T* dx, bool accumulate, int64_t n, Team& team, T* scratch) const;
+  void backward_weight(const Term* terms, int count, T* dw, bool accumulate, int64_t n, Team& team) const;
 
-private:
+ private:
   // Outputs whose taps in the map are the same, and the rows of those taps.
   struct Area {
     conv::Positions positions;
@@ -85,64 +77,51 @@ private:
   };
   // Pixels of dx that the stride reaches through the same taps.
   struct Class {
-    std::vector<conv::Range> ranges; // all rows
-    conv::Positions positions;
-    std::vector<int32_t> tap; // kh * g.kw + kw of each tap
-    std::vector<int32_t>
-        offset;          // of each (tap, output channel of the group) in dy
-    int64_t rows_before; // rows of the classes before
+    std::vector<Area> areas;
+    std::vector<int32_t> tap;     // kh * g.kw + kw of each tap
+    std::vector<int32_t> offset;  // of each (tap, output channel of the group) in dy
+    int64_t rows_before;          // rows of the classes before
   };
 
   int64_t taps() const { return g_.kh * g_.kw; }
   int64_t rows() const { return taps() * ci_; }
   conv::GatherShape forward_shape(int64_t group) const {
-    return {group * ci_, group * co_, co_,
-            g_.groups == 1 || co_ % kLanePad == 0};
+    return {group * ci_, group * co_, co_, g_.groups == 1 || co_ % kLanePad == 0};
   }
   conv::GatherShape input_shape(int64_t group) const {
-    return {group * co_, group * ci_, ci_,
-            g_.groups == 1 || ci_ % kLanePad == 0};
+    return {group * co_, group * ci_, ci_, g_.groups == 1 || ci_ % kLanePad == 0};
   }
   // Rows of outputs in a Winograd tile, 0 for the direct kernels.
-  int winograd_tile(int64_t n) const {
-    return winograd_ ? winograd::tile_for(n, y_.h, y_.w, x_.c, y_.c) : 0;
-  }
-  static int compact(const Term *terms, int count,
-                     std::array<Term, conv::kMaxTerms> *kept);
+  int winograd_tile(int64_t n) const { return winograd_ ? winograd::tile_for(n, y_.h, y_.w, x_.c, y_.c) : 0; }
+  static int compact(const Term* terms, int count, std::array<Term, conv::kMaxTerms>* kept);
   template <class F>
-  void for_each_weight(const F &f) const; // f(torch index, packed index)
+  void for_each_weight(const F& f) const;  // f(torch index, packed index)
 
   Map x_, y_, dy_, dx_;
   Geometry g_;
-  int64_t ci_ = 0, co_ = 0; // of a group
+  int64_t ci_ = 0, co_ = 0;  // of a group
   bool depthwise_ = false, winograd_ = false;
-  int64_t group_size_ = 0, packed_size_ = 0, group_transposed_ = 0,
-          transposed_size_ = 0;
+  int64_t group_size_ = 0, packed_size_ = 0, group_transposed_ = 0, transposed_size_ = 0;
   std::vector<Area> forward_;
-  conv::Positions weight_;             // (x, dy)
-  std::vector<uint32_t> weight_valid_; // of each position, the taps in the map;
-                                       // empty: all, or not worth a look
-  std::vector<int32_t>
-      offset_;               // of each row, or of each tap when depthwise, in x
-  std::vector<int32_t> tap_; // 0, 1, ...
+  conv::Positions weight_;              // (x, dy)
+  std::vector<uint32_t> weight_valid_;  // of each position, the taps in the map;
+                                        // empty: all, or not worth a look
+  std::vector<int32_t> offset_;         // of each row, or of each tap when depthwise, in x
+  std::vector<int32_t> tap_;            // 0, 1, ...
   std::vector<Class> classes_;
 };
 
 // db[c] = Σ dy over examples and pixels, padded lanes 0: the gradient of the
 // bias. A batch norm behind the convolution makes it 0.
 template <class T>
-void sum_channels(const Map &map, const T *dy, T *db, bool accumulate,
-                  int64_t n) {
-  constexpr int64_t kLanes = Vec<T>::kLanes,
-                    kVecs = std::min<int64_t>(4, kLanePad / kLanes);
+void sum_channels(const Map& map, const T* dy, T* db, bool accumulate, int64_t n) {
+  constexpr int64_t kLanes = Vec<T>::kLanes, kVecs = std::min<int64_t>(4, kLanePad / kLanes);
   for (int64_t c = 0; c < map.cp; c += kVecs * kLanes) {
     Vec<T> total[kVecs];
-    for (int64_t v = 0; v < kVecs; ++v)
-      total[v] =
-          accumulate ? Vec<T>::load(db + c + v * kLanes) : Vec<T>::zero();
+    for (int64_t v = 0; v < kVecs; ++v) total[v] = accumulate ? Vec<T>::load(db + c + v * kLanes) : Vec<T>::zero();
     for (int64_t i = 0; i < n; ++i)
       for (int64_t y = 0; y < map.h; ++y) {
-        const T *p = dy + map.at(i, y, 0) + c;
+        const T* p = dy + map.at(i, y, 0) + c;
         Vec<T> even[kVecs] = {}, odd[kVecs] = {};
         int64_t x = 0;
         for (; x + 1 < map.w; x += 2, p += 2 * map.cp)
@@ -152,17 +131,15 @@ void sum_channels(const Map &map, const T *dy, T *db, bool accumulate,
             odd[v] += Vec<T>::load(p + map.cp + v * kLanes);
           }
         for (int64_t v = 0; v < kVecs; ++v) {
-          if (x < map.w)
-            even[v] += Vec<T>::load(p + v * kLanes);
+          if (x < map.w) even[v] += Vec<T>::load(p + v * kLanes);
           total[v] += even[v] + odd[v];
         }
       }
-    for (int64_t v = 0; v < kVecs; ++v)
-      total[v].store(db + c + v * kLanes);
+    for (int64_t v = 0; v < kVecs; ++v) total[v].store(db + c + v * kLanes);
   }
 }
 
-} // namespace MF_ISA
-} // namespace mf
+}  // namespace MF_ISA
+}  // namespace mf
 
 #include "layers/conv2d_plan.h"
