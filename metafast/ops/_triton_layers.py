@@ -118,6 +118,22 @@ class Norm(layers.Layer):
         )  # fmt: skip
 
 
+class BatchNorm(Norm, layers.BatchNorm):
+    """A normalization of kind BATCH that says what it found, as the reference's does."""
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y = super().forward(x, weight, bias)
+        mean, r = self.kept[..., 0], self.kept[..., 1]
+        count = torch.full_like(mean, x.shape[1] * x.shape[3] * x.shape[4])
+        if self.valid is not None:
+            count = (
+                (self.valid.sum(1, keepdim=True) * (x.shape[3] * x.shape[4])).clamp(min=1).expand_as(mean).to(x.dtype)
+            )
+        shape = (x.shape[0], 1, -1, 1, 1)
+        self.moments = mean.view(shape), (r.pow(-2) - self.eps).view(shape), count.reshape(shape)
+        return y
+
+
 class Activation(layers.Layer):
     """`y = f(x)`; `kind` is the opcode of f, with GELU's second form as 17, and `slope` that of a leaky ReLU."""
 

@@ -55,7 +55,7 @@ from typing import Any
 
 import torch
 
-from . import _inner_loop_reference, _inner_loop_samples
+from . import _inner_loop_reference, _inner_loop_samples, _triton_inner_loop
 from ._define import define
 
 INPUTS = (
@@ -80,4 +80,4 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return _inner_loop_samples.inner_loop(device, dtype, seed)
 
 
-OP = define(SCHEMA, _inner_loop_reference.inner_loop, sample_inputs)
+OP = define(SCHEMA, _inner_loop_reference.inner_loop, sample_inputs, triton=_triton_inner_loop.inner_loop)

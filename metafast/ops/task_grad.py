@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _inner_loop_reference, _inner_loop_samples
+from . import _inner_loop_reference, _inner_loop_samples, _triton_inner_loop
 from ._define import define
 
 INPUTS = (
@@ -32,4 +32,4 @@ def sample_inputs(device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return _inner_loop_samples.task_grad(device, dtype, seed)
 
 
-OP = define(SCHEMA, _inner_loop_reference.task_grad, sample_inputs)
+OP = define(SCHEMA, _inner_loop_reference.task_grad, sample_inputs, triton=_triton_inner_loop.task_grad)

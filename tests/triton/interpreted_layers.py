@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from metafast import ops
 from metafast.ops import _layers_reference as reference
 from metafast.ops import _triton_layers as triton_layers
 from metafast.ops._program import Instruction, Opcode
 from metafast.ops._triton import interpreted
 from metafast.ops._triton_layers import BATCH, GROUP, LAYER
-from tests.helpers import assert_close
+from tests.helpers import assert_close, copy_args
 
 SHAPES = [(2, 3, 4, 5, 3), (1, 1, 2, 1, 1), (1, 2, 2, 33, 17)]  # tasks, examples, channels, height, width
 DTYPES = [torch.float64, torch.float32]
@@ -129,3 +130,17 @@ def test_activations(opcode: Opcode, option: int, dtype: torch.dtype) -> None:
     expected = reference.Activation(reference.ACTIVATIONS[opcode](instruction))
     kind = triton_layers.GELU_TANH if option else int(opcode)
     check(triton_layers.Activation(kind, 0.1), expected, torch.randn(2, 3, 4, 5, 11, dtype=dtype) * 3, 0)
+
+
+@pytest.mark.parametrize(("name", "samples"), [("task_grad", (0, 1, 2)), ("task_hvp", (0, 1)), ("inner_loop", (0, 3))])
+def test_ops(name: str, samples: tuple[int, ...]) -> None:
+    """Whole programs: masks, fused ReLUs, fixed statistics, what a batch norm says of itself."""
+    op = ops.REGISTRY[name]
+    written = [a.name for a in op.overload._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    for sample in (op.sample_inputs(dtype=torch.float64)[index] for index in samples):
+        expected, actual = copy_args(sample), copy_args(sample)
+        op.reference(*expected)
+        ops.resolve(name, "cpu", "triton")(*actual)
+        for key, found, want in zip(written, actual[-len(written) :], expected[-len(written) :], strict=True):
+            if want is not None:
+                assert_close(found, want, f"{name} {key}", factor=50)
