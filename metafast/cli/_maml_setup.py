@@ -33,6 +33,7 @@ PRESETS = {
     "omniglot_alphabets": Preset(tasks=32, inner_lr=0.4, inner_steps=1, test_steps=3, meta_lr=1e-3),
     "sinusoid": Preset(tasks=25, inner_lr=0.01, inner_steps=1, test_steps=10, meta_lr=1e-3),
     "cifar_fs": IMAGES,
+    "few_rel_vectors": Preset(tasks=8, inner_lr=0.1, inner_steps=5, test_steps=10, meta_lr=1e-3),
     "few_rel": Preset(tasks=8, inner_lr=0.1, inner_steps=5, test_steps=10, meta_lr=1e-3),
     "clinc_oos": Preset(tasks=8, inner_lr=0.1, inner_steps=5, test_steps=10, meta_lr=1e-3),
 }
@@ -119,10 +120,16 @@ def make_model(settings: Settings, sample: TaskBatch) -> nn.Module:
     """The model named, or the usual one, for inputs like those of `sample`."""
     kind, x = settings.model, sample.support_x
     shape = tuple(x.shape[2:])
-    tokens, pictures = x.dtype is torch.int64, len(shape) == 3
+    tokens, vectors = x.dtype is torch.int64, len(shape) == 3 and shape[2] == 1
+    pictures = len(shape) == 3 and not vectors
     if kind == "auto":
-        kind = "text" if tokens else "mlp" if settings.regression else "conv4" if pictures else "fc"
-    wrong = {"conv4": not pictures, "resnet12": not pictures, "text": not tokens, "mlp": not settings.regression}
+        kind = "text" if tokens or vectors else "mlp" if settings.regression else "conv4" if pictures else "fc"
+    wrong = {
+        "conv4": not pictures,
+        "resnet12": not pictures,
+        "text": not (tokens or vectors),
+        "mlp": not settings.regression,
+    }
     if wrong.get(kind, tokens or settings.regression):
         raise ValueError(f"model {kind!r} does not fit {settings.dataset}, whose examples are {x.dtype} {list(shape)}")
     if kind == "conv4":
@@ -131,9 +138,13 @@ def make_model(settings: Settings, sample: TaskBatch) -> nn.Module:
         return models.Conv4(shape[0], settings.ways, shape[1], channels=32, downsample="max_pool", seed=settings.seed)
     if kind == "resnet12":
         return models.ResNet12(shape[0], settings.ways, seed=settings.seed)
+    if kind == "text" and vectors:
+        return models.SentenceCNN(shape[0], settings.ways, length=shape[1], seed=settings.seed)
     if kind == "text":
         from metafast.data._few_shot import BUCKETS
 
+        if settings.dataset.endswith("_words"):
+            return models.TextCNN(BUCKETS, settings.ways, seed=settings.seed)
         return models.TextMLP(BUCKETS, settings.ways, seed=settings.seed)
     if kind == "mlp":
         return models.SinusoidMLP(seed=settings.seed)

@@ -18,6 +18,7 @@ from metafast.maml._learner import MetaLearner
 from metafast.maml._mamlpp import cosine_schedule
 from metafast.maml._parallel import meta_gradient, world
 from metafast.maml._progress import Progress
+from metafast.maml._training_state import TrainingState, Window
 from metafast.runs import Run
 from metafast.runs._checkpoint import replace_file
 
@@ -164,7 +165,7 @@ class Trainer:
             ValueError: a loss that is not finite (with `on_nan="raise"`), or what the learner raises.
         """
         rank, size = world()
-        state = _State()
+        state = TrainingState()
         run, objects = self._open(state, rank, size)
         self._seconds_before, self._began = state.seconds, time.perf_counter()
         if state.stopped is None:
@@ -184,7 +185,7 @@ class Trainer:
 
     # ---- inside
 
-    def _open(self, state: _State, rank: int, size: int) -> tuple[Run | None, dict[str, Any]]:
+    def _open(self, state: TrainingState, rank: int, size: int) -> tuple[Run | None, dict[str, Any]]:
         """The record, with everything put back where there was one."""
         objects: dict[str, Any] = {} if self.schedule is None else {"schedule": self.schedule}
         if hasattr(self.train, "state_dict"):
@@ -226,8 +227,8 @@ class Trainer:
             **self.config,
         }
 
-    def _loop(self, state: _State, run: Run | None, objects: dict[str, Any], bar: Progress) -> None:
-        maml, window = self.maml, _Window(state.window)
+    def _loop(self, state: TrainingState, run: Run | None, objects: dict[str, Any], bar: Progress) -> None:
+        maml, window = self.maml, Window(state.window)
         maml.train()
         if self.val is not None and state.step == 0 and state.score is None:
             self._validate(state, run, bar)
@@ -254,7 +255,7 @@ class Trainer:
                     skipped=state.skipped,
                 )
                 bar.update(state.step, row)
-                window = _Window({})
+                window = Window({})
             else:
                 bar.update(state.step, {})
             late = self._is_late(state)
@@ -288,7 +289,7 @@ class Trainer:
             self.schedule.step()
         return norm if math.isfinite(norm) else None
 
-    def _validate(self, state: _State, run: Run | None, bar: Progress) -> None:
+    def _validate(self, state: TrainingState, run: Run | None, bar: Progress) -> None:
         assert self.val is not None
         result = evaluate(self.maml, self.val, self.val_episodes)
         state.score = result.score.mean
@@ -315,7 +316,7 @@ class Trainer:
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
 
-    def _is_late(self, state: _State) -> bool:
+    def _is_late(self, state: TrainingState) -> bool:
         late = self.max_minutes is not None and self._seconds() > 60 * self.max_minutes
         if self.max_minutes is None or world()[1] == 1:
             return late
@@ -327,52 +328,6 @@ class Trainer:
     def _barrier(size: int) -> None:
         if size > 1:
             torch.distributed.barrier()
-
-
-class _State:
-    """What a resumed training must know beyond the objects' own states."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.score: float | None = None
-        self.best_score: float | None = None
-        self.best_step: int | None = None
-        self.waited = 0
-        self.dropped = 0
-        self.skipped = 0
-        self.seconds = 0.0
-        self.stopped: str | None = None
-        self.window: dict[str, list[float]] = {}  # of the row that is not yet written
-
-    def extras(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "step"}
-
-    def load(self, step: int, extras: dict[str, Any]) -> None:
-        vars(self).update(extras)
-        self.step = step
-
-
-class _Window:
-    """Means over the steps between two rows of the record."""
-
-    def __init__(self, sums: dict[str, list[float]]) -> None:
-        self.sums = sums
-
-    def add(self, metrics: dict[str, Any], norm: float | None, seconds: float) -> None:
-        losses = metrics["loss"]
-        finite = losses.isfinite()
-        found: dict[str, float] = {
-            key: float(metrics[key][finite].mean()) for key in ("loss", "accuracy", "mse") if key in metrics
-        }
-        if norm is not None:
-            found["grad_norm"] = norm
-        for key, value in {**found, "seconds": seconds, "tasks": float(len(losses))}.items():
-            self.sums.setdefault(key, []).append(value)
-
-    def row(self) -> dict[str, float]:
-        means = {key: sum(values) / len(values) for key, values in self.sums.items()}
-        speed = means.pop("tasks") / max(means.pop("seconds"), 1e-9)
-        return {**means, "tasks_per_second": speed}
 
 
 def forever(episodes: Iterable[TaskBatch]) -> Iterator[TaskBatch]:

@@ -20,20 +20,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from metafast.data import ClassSet, TaskBatch, episodes
-from metafast.maml._evaluate import evaluating, first_tasks
+from metafast.data import ClassSet, TaskBatch
 from metafast.maml._maml import MAML
-from metafast.maml._metrics import interval
 from metafast.maml._transfer_backbone import hub_backbone, own_backbone
 from metafast.maml._transfer_data import RECIPES, Recipe, Source, at_hand, featured, merged, pictures
+from metafast.maml._transfer_test import TEST_SEED, episodes_of, fine_tuned, thresholds
 from metafast.maml.baselines import choose_rate, pretrain
 from metafast.maml.trainer import Trainer
-from metafast.metrics import macro_f1, steps_to_threshold
 from metafast.models import Conv4
 from metafast.runs import versions
 from metafast.runs._checkpoint import replace_file
 
-TEST_SEED = 1_000_003
 STARTS = {
     "random": "random",
     "supervised": "supervised",
@@ -197,13 +194,13 @@ def run(
         for start, model in starts.items():
             for rate in _rates(model, val, options):
                 for source, one in zip(recipe.test, maps["test"], strict=True):
-                    row = _test(model, one, rate, options)
+                    row = fine_tuned(model, one, rate, options)
                     report.rows.append({"start": start, "data": source.title, "inner_lr": rate, **row})
                     tell(
                         f"{STARTS[start]}, rate {rate:g}, {source.title}: "
                         f"accuracy {100 * row['accuracy'][0]:.1f} ± {100 * row['accuracy'][1]:.1f} %"
                     )
-    _thresholds(report.rows, options.threshold)
+    thresholds(report.rows, options.threshold)
     report.phases = clock.phases
     write(report, output)
     return report
@@ -223,7 +220,7 @@ class _Mixed:
     """Episodes of several data sets, one after the other; the position is that of the sum."""
 
     def __init__(self, sets: list[ClassSet], options: Options, seed: int) -> None:
-        self._parts = [_episodes(one, options, seed) for one in sets]
+        self._parts = [episodes_of(one, options, seed) for one in sets]
         self._batch = 0
 
     def __iter__(self) -> Iterator[TaskBatch]:
@@ -237,12 +234,6 @@ class _Mixed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._batch = int(state["batch"])
-
-
-def _episodes(classes: ClassSet, options: Options, seed: int) -> Any:
-    return episodes(
-        classes, ways=options.ways, shots=options.shots, queries=options.queries, tasks=options.tasks, seed=seed
-    )
 
 
 def _backbone(
@@ -311,47 +302,6 @@ def _rates(model: nn.Module, val: Any, options: Options) -> list[float]:
 
     _, best = choose_rate(make, val, n=options.val_episodes)
     return list(dict.fromkeys([options.inner_lr, best]))
-
-
-def _test(model: nn.Module, classes: ClassSet, rate: float, options: Options) -> dict[str, Any]:
-    maml = MAML(copy.deepcopy(model), rate, options.steps, on_nan="drop")
-    course = max(options.course, options.steps)
-    accuracy: list[list[Tensor]] = [[] for _ in range(course + 1)]
-    f1: list[float] = []
-    seconds, adapted = 0.0, 0
-    with evaluating(maml):
-        for given in first_tasks(_episodes(classes, options, TEST_SEED), options.episodes):
-            batch = given.to(device=options.device)
-            began = time.perf_counter()
-            maml.inner.adapt(batch.support_x, batch.support_y, rates=rate, steps=options.steps)
-            seconds, adapted = seconds + time.perf_counter() - began, adapted + len(batch)
-            for step, metrics in enumerate(maml.trajectory(batch, course)):
-                accuracy[step].append(metrics["accuracy"].cpu())
-                if step == options.steps:
-                    pairs = zip(metrics["logits"].cpu(), batch.query_y.cpu(), strict=True)
-                    f1 += [macro_f1(logits, labels) for logits, labels in pairs]
-    curve = [interval(torch.cat(values).double()) for values in accuracy]
-    score = interval(torch.tensor(f1, dtype=torch.float64))
-    at = curve[options.steps]
-    return {
-        "accuracy": [at.mean, at.half],
-        "f1": [score.mean, score.half],
-        "course": [[point.mean, point.half] for point in curve],
-        "seconds_per_step": seconds / adapted / options.steps,
-    }
-
-
-def _thresholds(rows: list[dict[str, Any]], given: float | None) -> None:
-    """Steps and seconds until the mean accuracy reaches the threshold of its data set."""
-    for data in dict.fromkeys(row["data"] for row in rows):
-        members = [row for row in rows if row["data"] == data]
-        threshold = 0.9 * max(row["accuracy"][0] for row in members) if given is None else given
-        for row in members:
-            values = [point[0] for point in row["course"]]
-            steps = steps_to_threshold(list(range(len(values))), values, threshold)
-            row["threshold"] = threshold
-            row["steps_to_threshold"] = steps
-            row["seconds_to_threshold"] = None if steps is None else steps * row["seconds_per_step"]
 
 
 class _Clock:
