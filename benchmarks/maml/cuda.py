@@ -2,7 +2,8 @@
 
 Rows: metafast by a CUDA graph (its calls from the second on), the same launch by launch, the plain loop over tasks that
 learn2learn's MAML runs, `vmap`, and `vmap` under `torch.compile` in a process of its own, which has a time limit. A row
-is timed after its gradient agrees with a loop in float64. Device time comes from CUDA events around a run of calls.
+is timed after its gradient agrees with a loop in float64, which takes fp32 everywhere: TF32 is off. Device time comes
+from CUDA events around a run of calls.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no CUDA device here")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if args.print_row:
         row = measure(args.only, args.workloads[0], args.steps, args.order, args.rounds)
         print(json.dumps(row))

@@ -20,10 +20,11 @@ FACTOR = {torch.float64: 10.0, torch.float32: 5.0}
 
 
 @pytest.fixture(autouse=True)
-def plain_empty(nan_filled_empty: None) -> None:
-    """`torch.empty` without the fill: its kernels would be part of the captured graphs."""
+def plain_empty(nan_filled_empty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` without the fill: its kernels would be part of the captured graphs. PyTorch's convolutions in fp32."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def outputs(name: str, args: list[Any]) -> dict[str, Tensor]:
@@ -43,16 +44,17 @@ def same(first: list[Any], second: list[Any]) -> None:
         assert torch.equal(found.nan_to_num(7.0), want.nan_to_num(7.0)), key
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["task_grad", "task_hvp", "inner_loop"])
-def test_equals_reference(name: str, dtype: torch.dtype) -> None:
+def test_equals_reference(name: str, dtype: torch.dtype, backend: str) -> None:
     op = ops.REGISTRY[name]
     assert ops._native.LIBRARIES["cuda"].loaded, ops._native.LIBRARIES["cuda"].reason
     for on_host, on_device in zip(op.sample_inputs(dtype=dtype), op.sample_inputs("cuda", dtype=dtype), strict=True):
         expected, actual = copy_args(on_host), copy_args(on_device)
         op.reference(*expected)
-        op.overload(*actual)
-        compare(name, actual, expected, FACTOR[dtype])
+        ops.resolve(name, "cuda", backend)(*actual)
+        compare(name, actual, expected, FACTOR[dtype] * (5 if backend == "triton" else 1))  # cuDNN's convolutions
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
