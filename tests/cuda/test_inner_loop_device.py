@@ -21,7 +21,7 @@ FACTOR = {torch.float64: 10.0, torch.float32: 5.0}
 
 @pytest.fixture(autouse=True)
 def plain_empty(nan_filled_empty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` without the fill, whose kernels would be part of captured graphs; PyTorch's convolutions in fp32."""
+    """`torch.empty` without the fill, whose kernels would be part of a graph; PyTorch's convolutions in fp32."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
