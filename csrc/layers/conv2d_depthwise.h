@@ -9,8 +9,7 @@ namespace conv {
 
 constexpr int kDepthwiseTile = 8;
 
-// y[out_i] (+)= init + Σ_terms Σ_k a[in_i + offset[k]] * w[tap[k]]    for kRows
-// positions and one vector of channels
+// y[out_i] (+)= init + Σ_terms Σ_k a[in_i + offset[k]] * w[tap[k]]    for kRows positions and one vector of channels
 template <class T, int kRows>
 void depthwise_tile(const ConvTerm<T>* term, int count, const std::vector<int32_t>& offset,
                     const std::vector<int32_t>& tap, int64_t cp, int64_t c, const Position* at, const T* init,
@@ -44,8 +43,7 @@ void depthwise_block(const ConvTerm<T>* term, int count, const std::vector<int32
   }
 }
 
-// dw[k] (+)= Σ_terms Σ_p a[in_p + offset[k]] * b[out_p]    for kTaps taps and
-// one vector of channels
+// dw[k] (+)= Σ_terms Σ_p a[in_p + offset[k]] * b[out_p]    for kTaps taps and one vector of channels
 template <class T, int kTaps>
 void depthwise_outer(const ConvTerm<T>* term, int count, const int32_t* offset, int64_t cp, int64_t c,
                      const Position* at, int64_t positions, bool accumulate, T* dw) {

@@ -1,8 +1,7 @@
 #pragma once
 
-// A gather product: out[p] = Σ_r a[in_p + offset[r]] * w[r], for every position
-// p of n images. It is the forward pass of a convolution, and, for each class
-// of pixels that the stride reaches alike, its input gradient.
+// A gather product: out[p] = Σ_r a[in_p + offset[r]] * w[r], for every position p of n images. It is the forward pass
+// of a convolution, and, for each class of pixels that the stride reaches alike, its input gradient.
 #include <vector>
 
 #include "layers/conv2d_kernel.h"
@@ -14,10 +13,8 @@ inline namespace MF_ISA {
 
 template <class T>
 struct ConvTerm {
-  const T* a;  // the first border element of a map: x, ẋ (forward,
-               // backward_weight) or dy, dẏ (backward_input)
-  const T* b;  // packed weights (forward, backward_input) or the first border
-               // element of dy's map (backward_weight)
+  const T* a;  // the first border element of a map: x, ẋ (forward, backward_weight) or dy, dẏ (backward_input)
+  const T* b;  // packed weights (forward, backward_input) or the first border element of dy's map (backward_weight)
 };
 
 namespace conv {
@@ -27,8 +24,7 @@ constexpr int64_t kTablePositions = 384;  // a table covers as many images as ha
 constexpr int64_t kBlockPositions = 192;  // what they read and write stays in the L2 cache for all panels
 constexpr int64_t kRunBytes = 16384;      // of a panel, half of the smallest L1 cache
 
-// Positions of as many images as fill a block; further images repeat them at a
-// distance.
+// Positions of as many images as fill a block; further images repeat them at a distance.
 struct Positions {
   std::vector<Position> at;
   int64_t per_image = 0, images = 0;    // images that the table covers
@@ -41,8 +37,7 @@ struct Positions {
   }
 };
 
-// Blocks of at most `most` positions: calls f(first image, first position, last
-// position) for each.
+// Blocks of at most `most` positions: calls f(first image, first position, last position) for each.
 template <class F>
 void for_each_block(const Positions& p, int64_t n, int64_t most, Team& team, const F& f) {
   const Tiles chunks = p.chunks(n);
@@ -55,12 +50,10 @@ void for_each_block(const Positions& p, int64_t n, int64_t most, Team& team, con
   });
 }
 
-// One group of output channels that begin at `out_channel`, reading channels
-// from `in_channel` on.
+// One group of output channels that begin at `out_channel`, reading channels from `in_channel` on.
 struct GatherShape {
   int64_t in_channel, out_channel, channels;
-  bool exact;  // whole vectors belong to this group, padding included: tiles are
-               // written in place
+  bool exact;  // whole vectors belong to this group, padding included: tiles are written in place
 };
 
 // Rows [first, last) of the weights.
@@ -68,8 +61,7 @@ struct Range {
   int64_t first, last;
 };
 
-// Panel by panel, as many rows at a time as fit the L1 cache, the later ones
-// added to y.
+// Panel by panel, as many rows at a time as fit the L1 cache, the later ones added to y.
 template <class T>
 void gather_block(const Position* at, int64_t positions, const std::vector<Range>& ranges, const int32_t* offset,
                   int64_t rows, const ConvTerm<T>* term, int count, const GatherShape& s, const T* init,

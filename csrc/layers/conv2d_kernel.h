@@ -1,8 +1,7 @@
 #pragma once
 
-// The two micro-kernels of every convolution: a register tile of kRows x kVecs
-// vectors of sums. Addresses come from offset tables, so that any kernel size,
-// stride and border is the same loop.
+// The two micro-kernels of every convolution: a register tile of kRows x kVecs vectors of sums. Addresses come from
+// offset tables, so that any kernel size, stride and border is the same loop.
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -23,21 +22,18 @@ struct Run {
   int64_t rows;
 };
 
-// Where the positions of a tile lie in the map that is read and in the map that
-// is written.
+// Where the positions of a tile lie in the map that is read and in the map that is written.
 struct Position {
   int32_t in, out;
 };
 
 constexpr int kMaxVecs = kVecRegisters >= 32 ? 4 : 2;  // vectors in a panel
 constexpr int kMaxTile = 8;
-// Sums, one row of the panel, and one broadcast value live in registers; base
-// pointers must, too, hence 8.
+// Sums, one row of the panel, and one broadcast value live in registers; base pointers must, too, hence 8.
 constexpr int tile_rows(int vecs) { return std::min(kMaxTile, (kVecRegisters - 1 - vecs) / vecs); }
 
-// y[out_i] (+)= init + Σ_runs Σ_r a[in_i + offset[r]] * w[r]     for kRows
-// positions i The sum starts at 0 and is added to y at the end: partial sums of
-// partial sums lose less to rounding.
+// y[out_i] (+)= init + Σ_runs Σ_r a[in_i + offset[r]] * w[r]     for kRows positions i
+// The sum starts at 0 and is added to y at the end: partial sums of partial sums lose less to rounding.
 template <class T, int kRows, int kVecs>
 void gather_tile(const Run<T>* run, int runs, const Position* at, T* y, const T* init, bool accumulate) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
@@ -83,16 +79,14 @@ void gather_tile(const Run<T>* run, int runs, const Position* at, T* y, const T*
     for (int v = 0; v < kVecs; ++v) sum[i][v].store(y + at[i].out + v * kLanes);
 }
 
-// Two maps whose outer product is summed over positions; b is the panel's part
-// of it.
+// Two maps whose outer product is summed over positions; b is the panel's part of it.
 template <class T>
 struct Pair {
   const T* a;
   const T* b;
 };
 
-// dw[i] (+)= Σ_pairs Σ_p a[in_p + offset[i]] * b[out_p]     for kRows rows i of
-// the panel
+// dw[i] (+)= Σ_pairs Σ_p a[in_p + offset[i]] * b[out_p]     for kRows rows i of the panel
 template <class T, int kRows, int kVecs>
 void outer_tile(const Pair<T>* pair, int pairs, const Position* at, int64_t positions, const int32_t* offset, T* dw,
                 bool accumulate) {
@@ -161,8 +155,7 @@ const Kernels<T>& kernels(int vecs) {
   return kernels<T>(vecs, std::make_integer_sequence<int, kMaxVecs>());
 }
 
-// `items` in as few tiles of at most `most` as possible, whose sizes differ by
-// at most one.
+// `items` in as few tiles of at most `most` as possible, whose sizes differ by at most one.
 struct Tiles {
   int64_t count, size, larger;  // the first `larger` tiles have size + 1
 
@@ -171,8 +164,8 @@ struct Tiles {
   int64_t begin(int64_t t) const { return t * size + std::min(t, larger); }
 };
 
-// Vectors of `channels` (padded) split into panels; panel p of a matrix of
-// `rows` rows starts at rows * begin(p) vectors.
+// Vectors of `channels` (padded) split into panels; panel p of a matrix of `rows` rows starts at rows * begin(p)
+// vectors.
 inline Tiles panels(int64_t channels, int64_t lanes) { return {padded_channels(channels) / lanes, kMaxVecs}; }
 
 }  // namespace conv

@@ -1,7 +1,6 @@
 #pragma once
 
-// The weight gradient: dw[r] = Σ_p a[in_p + offset[r]] ⊗ b[out_p] over the
-// positions of n images.
+// The weight gradient: dw[r] = Σ_p a[in_p + offset[r]] ⊗ b[out_p] over the positions of n images.
 #include <algorithm>
 #include <cstring>
 
@@ -11,18 +10,15 @@ namespace mf {
 inline namespace MF_ISA {
 namespace conv {
 
-// What is copied next to each other, because pixels lie a power of two apart
-// and would share the few places that the L1 cache has for them: of b, kGroup
-// channels of a block of kOuterPositions, which stay in the L2 cache; of a,
-// kChunk channels of a part of kOuterPart positions, which stay in the L1
-// cache.
+// What is copied next to each other, because pixels lie a power of two apart and would share the few places that the L1
+// cache has for them: of b, kGroup channels of a block of kOuterPositions, which stay in the L2 cache; of a, kChunk
+// channels of a part of kOuterPart positions, which stay in the L1 cache.
 constexpr int64_t kOuterPositions = 384, kOuterPart = 128, kGroup = 64, kChunk = 32;
 constexpr int64_t kRowsTogether = 288;  // of a unit that copies nothing
 constexpr int64_t kFewPositions = 32,
                   kPackedRows = 24;  // below, copying does not pay
 
-// `lanes` elements at from[out] (or from[in]) of every position, in rows of
-// `width`; the rest of a row becomes 0.
+// `lanes` elements at from[out] (or from[in]) of every position, in rows of `width`; the rest of a row becomes 0.
 template <class T>
 void copy_rows(const T* from, const Position* at, int32_t Position::* offset, int64_t n, int64_t lanes, int64_t width,
                T* to) {
@@ -38,12 +34,11 @@ void copy_rows(const T* from, const Position* at, int32_t Position::* offset, in
   }
 }
 
-// The rows of a group in chunks of one tap, and its panels in groups of at most
-// kGroup channels: a unit is one of each, and units are what threads share.
+// The rows of a group in chunks of one tap, and its panels in groups of at most kGroup channels: a unit is one of each,
+// and units are what threads share.
 struct OuterShape {
   GatherShape group;
-  int64_t rows, row_length;  // row_length rows, the group's input channels, lie
-                             // next to each other in a
+  int64_t rows, row_length;  // row_length rows, the group's input channels, lie next to each other in a
   bool copies_a, copies_b;
 
   Tiles panels_in(int64_t lanes) const { return panels(group.channels, lanes); }
@@ -58,9 +53,8 @@ struct OuterShape {
   int64_t units(int64_t lanes) const { return chunks() * panel_groups(lanes).count; }
 };
 
-// The units [first_unit, last_unit) of one group, for one block of positions.
-// Bit k of valid[i], if given, says that tap k of position i lies in the map,
-// not in its border.
+// The units [first_unit, last_unit) of one group, for one block of positions. Bit k of valid[i], if given, says that
+// tap k of position i lies in the map, not in its border.
 template <class T>
 void outer_block(const Position* at, const uint32_t* valid, int64_t positions, const std::vector<int32_t>& offset,
                  const ConvTerm<T>* term, int count, const OuterShape& s, bool accumulate, T* dw, int64_t first_unit,

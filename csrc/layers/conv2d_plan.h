@@ -8,14 +8,11 @@ namespace mf {
 inline namespace MF_ISA {
 namespace conv {
 
-constexpr double kInside = 0.97;  // with more products inside the map, skipping
-                                  // the others gains nothing
+constexpr double kInside = 0.97;  // with more products inside the map, skipping the others gains nothing
 
 inline int32_t narrow(int64_t offset) {
   if (offset > std::numeric_limits<int32_t>::max() || offset < std::numeric_limits<int32_t>::min())
-    throw std::length_error(
-        "convolution: an image has more than 2^31 "
-        "elements; reduce its size or its channels");
+    throw std::length_error("convolution: an image has more than 2^31 elements; reduce its size or its channels");
   return static_cast<int32_t>(offset);
 }
 
@@ -25,8 +22,7 @@ struct Steps {
   int64_t count() const { return std::max<int64_t>(0, (end - begin + step - 1) / step); }
 };
 
-// Positions (y, x) of an image of `out`, with `in` at the offset that `read`
-// names.
+// Positions (y, x) of an image of `out`, with `in` at the offset that `read` names.
 template <class F>
 Positions make_positions(const Map& in, const Map& out, const Steps& ys, const Steps& xs, const F& read) {
   Positions p;
@@ -42,8 +38,7 @@ Positions make_positions(const Map& in, const Map& out, const Steps& ys, const S
   return p;
 }
 
-// Outputs [begin, end) along one axis, of which exactly the taps [first, last)
-// lie in the map.
+// Outputs [begin, end) along one axis, of which exactly the taps [first, last) lie in the map.
 struct Strip {
   int64_t begin, end, first, last;
 };
@@ -85,8 +80,7 @@ inline double inside(const std::vector<Strip>& all, int64_t k) {
 
 template <class T>
 Border Conv2d<T>::border_for_dy(const Geometry& g, int64_t h, int64_t w) {
-  // dx[i] reads dy[(i + p - k) / s] where s divides: from -(k-1-p)/s to
-  // (size-1+p)/s.
+  // dx[i] reads dy[(i + p - k) / s] where s divides: from -(k-1-p)/s to (size-1+p)/s.
   const auto need = [](int64_t size, int64_t k, int64_t s, int64_t p) {
     const int64_t before = std::max<int64_t>(0, k - 1 - p) / s;
     const int64_t after = (size - 1 + p) / s - (size + 2 * p - k) / s;
@@ -311,8 +305,7 @@ void Conv2d<T>::backward_weight(const Term* terms, int count, T* dw, bool accumu
   const int tile = winograd_tile(n);
   if (tile == 2) return winograd::outer<winograd::F2>(x_, dy_, term.data(), kept, accumulate, dw, n, team);
   if (tile == 4) return winograd::outer<winograd::F4>(x_, dy_, term.data(), kept, accumulate, dw, n, team);
-  // Work is divided over rows of the result, never over positions: the order of
-  // the sums stays.
+  // Work is divided over rows of the result, never over positions: the order of the sums stays.
   const int64_t positions = weight_.per_image * n;
   const bool exact = forward_shape(0).exact, many = positions >= conv::kFewPositions && rows() >= conv::kPackedRows;
   // Positions less than four lines apart do not collide.

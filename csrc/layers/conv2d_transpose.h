@@ -1,16 +1,14 @@
 #pragma once
 
-// Weights with input and output channels exchanged, for the input gradient:
-// vectors of input channels in panels, a row per (tap, output channel). It is
-// done at every call, because weights of a task change at every step.
+// Weights with input and output channels exchanged, for the input gradient: vectors of input channels in panels, a row
+// per (tap, output channel). It is done at every call, because weights of a task change at every step.
 #include "layers/conv2d_gather.h"
 
 namespace mf {
 inline namespace MF_ISA {
 namespace conv {
 
-// One step of a transpose: exchanges the off-diagonal blocks of kHalf lanes of
-// two rows.
+// One step of a transpose: exchanges the off-diagonal blocks of kHalf lanes of two rows.
 template <class T, int kHalf, int... kLane>
 MF_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, kLane...>) {
   using Mask = typename Vec<T>::Mask;
@@ -34,8 +32,8 @@ MF_INLINE void transpose_from(Vec<T>* row) {
   }
 }
 
-// to[j][i] = from[i][j] for one square of vectors; rows beyond `valid_in` count
-// as 0, rows beyond `valid_out` are not written.
+// to[j][i] = from[i][j] for one square of vectors; rows beyond `valid_in` count as 0, rows beyond `valid_out` are not
+// written.
 template <class T>
 void transpose_square(const T* from, int64_t from_stride, int64_t valid_in, T* to, int64_t to_stride,
                       int64_t valid_out) {
@@ -53,8 +51,7 @@ void transpose_square(const T* from, int64_t from_stride, int64_t valid_in, T* t
     for (int64_t i = 0; i < kLanes; ++i) to[j * to_stride + i] = i < valid_in ? from[i * from_stride + j] : T(0);
 }
 
-// The rows (tap[k], co) of one group and class from its packed weights, which
-// have rows (tap, ci).
+// The rows (tap[k], co) of one group and class from its packed weights, which have rows (tap, ci).
 template <class T>
 void transpose_weights(const T* w, int64_t ci, int64_t co, int64_t taps, const std::vector<int32_t>& tap, T* to) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
