@@ -6,6 +6,10 @@
 // and the input gradient is the first form for dy and the turned, transposed filter. Per pair of channels and output
 // that is 4 products for m = 2 and 2.25 for m = 4 instead of 9. This header has the transforms; winograd_passes.h the
 // passes. Lavin, Gray: Fast Algorithms for Convolutional Neural Networks (2016).
+//
+// Rounding error against double (root mean square, 32 to 160 channels), in parts of the direct kernels': 0.9 to 1.7 for
+// m = 2, 2.7 to 3.8 for m = 4; time for m = 4 in parts of m = 2: 0.67 to 0.93. Left out: m = 4 on the usual points 0,
+// ±1, ±2 (5.3 times the direct error in a trial against 2.4); passing columns on from tile to tile.
 #include <algorithm>
 #include <cstdint>
 
