@@ -7,118 +7,19 @@
 
 #include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <exception>
-#include <map>
 #include <mutex>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
-#include "layers/engine_worker.h"
+#include "layers/engine_passes.h"
+#include "layers/engine_sum.h"
 
 namespace mf {
 inline namespace MF_ISA {
 
-// Denormals are zero inside a call, as on a GPU: they make every multiplication a hundred times slower.
-class NoDenormals {
- public:
-#if defined(__x86_64__)
-  NoDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~NoDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  NoDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));
-  }
-  ~NoDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
-
-// Adds vectors of tasks in the order of the tasks. A task that is early leaves its vector here.
 template <class T>
-class OrderedSum {
+class Engine final : public AnyEngine, private Passes<T> {
  public:
-  void begin(int64_t size, int64_t doubles, int64_t first) {
-    total.assign(size, T(0));
-    total_doubles.assign(doubles, 0.0);
-    next_ = first;
-    waiting_.clear();
-    stopped_ = false;
-  }
-
-  // Null vectors stand for zeros.
-  void add(int64_t task, const T* values, const double* doubles) {
-    std::unique_lock lock(mutex_);
-    if (task != next_) {
-      // The task that everybody waits for is in some thread's hands, so this ends; kMost bounds the memory.
-      turn_.wait(lock, [&] { return task == next_ || waiting_.size() < kMost || stopped_; });
-      if (task != next_) {
-        Early& early = waiting_[task];
-        if (values) early.values.assign(values, values + total.size());
-        early.doubles.assign(doubles, doubles + total_doubles.size());
-        return;
-      }
-    }
-    accumulate(values, doubles);
-    for (auto it = waiting_.begin(); it != waiting_.end() && it->first == next_; it = waiting_.erase(it))
-      accumulate(it->second.values.empty() ? nullptr : it->second.values.data(), it->second.doubles.data());
-    turn_.notify_all();
-  }
-
-  void stop() {
-    const std::lock_guard lock(mutex_);
-    stopped_ = true;
-    turn_.notify_all();
-  }
-
-  std::vector<T> total;
-  std::vector<double> total_doubles;
-
- private:
-  static constexpr size_t kMost = 64;
-  struct Early {
-    std::vector<T> values;
-    std::vector<double> doubles;
-  };
-
-  void accumulate(const T* values, const double* doubles) {
-    T* to = total.data();
-    if (values) {
-#pragma omp simd
-      for (size_t i = 0; i < total.size(); ++i) to[i] += values[i];
-    }
-    for (size_t i = 0; i < total_doubles.size(); ++i) total_doubles[i] += doubles[i];
-    ++next_;
-  }
-
-  std::mutex mutex_;
-  std::condition_variable turn_;
-  std::map<int64_t, Early> waiting_;
-  int64_t next_ = 0;
-  bool stopped_ = false;
-};
-
-template <class T>
-class Engine final : public AnyEngine {
- public:
-  Engine(const Program& program, const EngineSettings& settings)
-      : p_(program),
-        s_(settings),
-        meta_(wants_meta(s_)),
-        model_(build(p_, s_, s_.support)),
-        query_model_(build(p_, s_, s_.query)),
-        plan_(plan(model_, Side::support)),
-        query_plan_(plan(query_model_, Side::query)) {
-    cross_entropy_.smoothing = p_.label_smoothing;
-    cross_entropy_.x = squared_.x = model_.maps[p_.logits];
-    cross_entropy_.dx = squared_.dx = model_.cotangent_maps[p_.logits];
+  Engine(const Program& program, const EngineSettings& settings) : Passes<T>(program, settings) {
     choose_history();
     spans();
   }
@@ -173,17 +74,27 @@ class Engine final : public AnyEngine {
   }
 
  private:
-  static Model<T> build(const Program& p, const EngineSettings& s, int64_t examples) {
-    const bool all = s.mode != EngineMode::inner_loop;
-    return ModelBuilder<T>(p, std::max<int64_t>(1, examples), all, s.grad_weights != 0,
-                           s.grad_support_x != 0 || s.grad_query_x != 0, s.token_length)
-        .build();
-  }
-
-  Plan<T> plan(const Model<T>& model, Side side) const {
-    const int64_t loss_aux = p_.loss == LossKind::cross_entropy ? model.maps[p_.logits].cp : 0;
-    return Planner<T>(model, p_, s_, side, loss_aux).plan();
-  }
+  using Base = Passes<T>;
+  using Base::add_batch_stats;
+  using Base::backward;
+  using Base::clear_boundary;
+  using Base::forward;
+  using Base::hessian_product;
+  using Base::loss;
+  using Base::loss_backward;
+  using Base::meta_;
+  using Base::model_;
+  using Base::p_;
+  using Base::packed_stats_;
+  using Base::pass;
+  using Base::plan_;
+  using Base::query_model_;
+  using Base::query_plan_;
+  using Base::r_;
+  using Base::s_;
+  using Base::stats_row;
+  using Base::write_logits;
+  using Base::zero_rows;
 
   void choose_history() {
     const auto rule = static_cast<InnerRule>(s_.rule);
@@ -312,137 +223,19 @@ class Engine final : public AnyEngine {
     }
   }
 
-  Pass<T> pass(Worker<T>& w, Tables<T>& tables, const Examples<T>& e, int64_t t, uint64_t step, Team& team) const {
-    Pass<T> p;
-    p.n = e.n;
-    p.examples = e.rows;
-    p.tokens = e.tokens;
-    p.x = tables.x.data();
-    p.dx = tables.dx.data();
-    p.xt = tables.xt.data();
-    p.dxt = tables.dxt.data();
-    p.aux = tables.aux.data();
-    p.bytes = tables.bytes.data();
-    p.w0 = w.origin;
-    p.seed = static_cast<uint64_t>(r_->seed);
-    p.task = static_cast<uint64_t>(r_->first_task + t);
-    p.step = step;
-    p.scratch = w.scratch;
-    p.team = &team;
-    return p;
-  }
-
-  const T* stats_row(int64_t k) const {
-    return packed_stats_.empty() ? nullptr
-                                 : packed_stats_.data() + (s_.stats_rows > 1 ? k : 0) * model_.fixed_stats_size;
-  }
-
-  void forward(const std::vector<Visit<T>>& visits, const Pass<T>& p, bool clear) const {
-    for (const Visit<T>& v : visits) {
-      if (clear && v.clear_out) clear_border(model_.maps[v.node->out], p.x[v.node->out], p.n);
-      v.node->forward(p);
-    }
-  }
-  void backward(const std::vector<Visit<T>>& visits, const Pass<T>& p, bool clear) const {
-    for (const Visit<T>& v : visits) {
-      if (clear || v.want.x0_passes) clear_inputs(v, p.dx, p.n);
-      v.node->backward(p, v.want, p.dx);
-    }
-  }
-  void clear_inputs(const Visit<T>& v, T** d, int64_t n) const {
-    if (v.clear_x0) clear_border(model_.cotangent_maps[v.node->in0], d[v.node->in0], n);
-    if (v.clear_x1) clear_border(model_.cotangent_maps[v.node->in1], d[v.node->in1], n);
-  }
-
-  int64_t classes(int64_t t) const { return r_->classes ? r_->classes[t] : p_.classes(); }
-
-  double loss(const Pass<T>& p, const Examples<T>& e, int64_t t) const {
-    if (p.n == 0) return 0.0;
-    const T* logits = p.x[p_.logits];
-    return p_.loss == LossKind::cross_entropy
-               ? cross_entropy_.forward(logits, e.labels, classes(t), p.aux[model_.nodes.size()], p.n)
-               : squared_.forward(logits, e.targets, p.n);
-  }
-  void loss_backward(const Pass<T>& p, const Examples<T>& e, int64_t t, double scale, bool clear) const {
-    T* dx = p.dx[p_.logits];
-    if (clear) clear_logits(dx, p.n);
-    if (p_.loss == LossKind::cross_entropy)
-      cross_entropy_.backward(p.aux[model_.nodes.size()], e.labels, classes(t), scale, dx, p.n);
-    else squared_.backward(p.x[p_.logits], e.targets, scale, dx, p.n);
-  }
-  void clear_logits(T* dx, int64_t n) const {
-    const Map& m = model_.cotangent_maps[p_.logits];
-    if (m.bh + m.bw > 0) clear_border(m, dx, n);
-  }
-
-  // dL/dw along wt: adds H wt to p.dw.
-  void hessian_product(const Pass<T>& p, int64_t t) const {
-    for (const Visit<T>& v : plan_.tangent) {
-      if (v.clear_out) clear_border(model_.maps[v.node->out], p.xt[v.node->out], p.n);
-      v.node->tangent(p);
-    }
-    T* dxt = p.dxt[p_.logits];
-    clear_logits(dxt, p.n);
-    if (p_.loss == LossKind::cross_entropy)
-      cross_entropy_.backward_tangent(p.aux[model_.nodes.size()], classes(t), 1.0, p.xt[p_.logits], dxt, p.n);
-    else squared_.backward_tangent(1.0, p.xt[p_.logits], dxt, p.n);
-    for (const Visit<T>& v : plan_.hvp) {
-      clear_inputs(v, p.dxt, p.n);
-      if (v.want.x0_passes) clear_inputs(v, p.dx, p.n);
-      if (v.moves) v.node->backward_tangent(p, v.want);
-      else v.node->backward(p, v.want, p.dxt);
-    }
-  }
-
-  void add_batch_stats(const std::vector<Visit<T>>& visits, const Pass<T>& p, double* row) const {
-    if (p.n == 0) return;
-    for (const Visit<T>& v : visits) {
-      if (!v.node->has_batch_stats()) continue;
-      double* mean = row + v.node->stats_at();
-      v.node->batch_stats(p, mean, mean + v.node->stats_channels());
-    }
-  }
-
-  // The cotangents that passes add up, of values that the prefix made.
-  void clear_boundary(const Tables<T>& tables, int64_t n) const {
-    for (const int v : plan_.boundary)
-      if (tables.dx[v]) std::fill(tables.dx[v], tables.dx[v] + n * model_.cotangent_maps[v].image(), T(0));
-  }
-
-  void write_logits(const Pass<T>& p, const Examples<T>& e, int64_t t, int64_t count) const {
-    if (!r_->logits) return;
-    const int64_t C = p_.classes();
-    const Map& m = model_.maps[p_.logits];
-    T* to = static_cast<T*>(r_->logits) + t * count * C;
-    if (e.n < count) std::fill(to, to + count * C, T(0));
-    for (int64_t i = 0; i < e.n; ++i) {
-      const T* from = p.x[p_.logits] + m.at(i, 0, 0);
-      std::copy(from, from + C, to + e.rows[i] * C);
-    }
-  }
-
   const T* choose_start(Worker<T>& w, int64_t t) const {
     if (!r_->own_weights) return shared_start_.data();
     for (const auto& q : model_.params) q.pack(static_cast<const T*>(r_->weights) + t * p_.param_total, w.start);
     return w.start;
   }
 
-  const Program p_;
-  const EngineSettings s_;
-  const bool meta_;
-  bool elementwise_ = false;
-  const Model<T> model_, query_model_;  // the same program for as many examples as each side has
-  const Plan<T> plan_, query_plan_;
+  bool elementwise_ = false;  // a rate for each element
   History history_;
   std::vector<RuleSpan> spans_;
-  CrossEntropy<T> cross_entropy_;
-  MeanSquaredError<T> squared_;
-
   std::mutex mutex_, error_mutex_;  // one call at a time
   std::exception_ptr error_;
   std::vector<std::unique_ptr<Worker<T>>> workers_;
-  const EngineRequest* r_ = nullptr;
-  std::vector<T> shared_start_, packed_rates_, packed_stats_, pack_space_;
+  std::vector<T> shared_start_, packed_rates_, pack_space_;
   int64_t rate_elements_ = 0, rate_sums_ = 0, stats_sums_ = 0, skip_values_ = 0, counted_tasks_ = 0;
   OrderedSum<T> sum_;
   std::atomic<int64_t> next_task_{0};
@@ -489,12 +282,6 @@ class Engine final : public AnyEngine {
     if (r_->grad_weights)
       for (const auto& q : model_.params) q.unpack(w.lambda, static_cast<T*>(r_->grad_weights) + t * p_.param_total);
     if (set.grad_x && e.n > 0) w.flush_input_grad(tables, e, set, t);
-  }
-
-  void zero_rows(const ExampleSet& set, int64_t t) const {
-    const int64_t size = set.count * p_.values[0].numel();
-    T* to = static_cast<T*>(set.grad_x) + t * size;
-    std::fill(to, to + size, T(0));
   }
 
   // ---- inner_loop

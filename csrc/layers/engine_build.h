@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "layers/engine_nodes.h"
 #include "layers/program.h"
