@@ -17,7 +17,13 @@ from metafast import maml, models
 from metafast.maml.baselines import BASELINES
 
 RECIPES = sorted(path.stem for path in learning.RECIPES.glob("*.json"))
-SHORT = ["--set", "defaults.iterations=4", "pre-trained on all curves, fine-tuned.iterations=4", "data.tasks=4"]
+SHORT = [
+    "--set",
+    "defaults.iterations=4",
+    "MAML.iterations=4",
+    "pre-trained on all curves, fine-tuned.iterations=4",
+    "data.tasks=4",
+]
 
 
 @pytest.fixture(autouse=True)
