@@ -314,6 +314,7 @@ def busy():
     batch = next(running)
 
 def interrupted():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     busy()
     try:
         os.kill(os.getpid(), signal.SIGINT)
