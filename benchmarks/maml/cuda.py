@@ -85,7 +85,7 @@ def measure(name: str, workload: str, steps: int, order: int, rounds: int) -> di
     for _ in range(3):  # a graph is there from the second call on
         found = run()
     distance = check.error(found, expected)
-    if not distance <= check.TOLERANCE:
+    if not distance <= check.tolerance(workload):
         raise AssertionError(f"{name}: {distance:.1e} from the loop in float64")
     run = build(on_device(WORKLOADS[workload].problem(steps, order)))
     for _ in range(3):

@@ -19,6 +19,7 @@ from .workloads import WORKLOADS
 
 Group = dict[str, Any]
 Log = Callable[[str], None]
+RETRIED = (None, "missing", "failed", "wrong gradient")  # states of rows that are tried again in a file that exists
 
 
 def key(workload: str, steps: int, order: int, threads: int) -> str:
@@ -91,7 +92,7 @@ def measure(
     )  # fmt: skip
     rows = group["rows"]
     wanted = [c for c in contenders if c.workloads is None or workload in c.workloads]
-    new = [c for c in wanted if rows.get(c.name, {}).get("state") in (None, "missing", "failed")]
+    new = [c for c in wanted if rows.get(c.name, {}).get("state") in RETRIED]
     done = len(group["peak_gflops"])
     workers: dict[str, Worker] = {}
 
@@ -145,7 +146,7 @@ def _start(
             file = str(Path(folder) / "grads.pt")
             worker.ask("check", output=file)
             row["error"] = check.error(torch.load(file), check.reference(workload, steps, order))
-        if row["error"] > check.TOLERANCE:
+        if row["error"] > check.tolerance(workload):
             worker.close()
             return {**row, "state": "wrong gradient", "reason": f"{row['error']:.1e} from float64"}, None
     except WorkerError as error:

@@ -30,7 +30,7 @@ def test_meta_gradient(benchmark: Any, workload: str, steps: int, order: int, co
         pytest.skip(reason)
     grads = contender.build(check.problem(workload, steps, order))()
     error = check.error(grads, check.reference(workload, steps, order))
-    if error > check.TOLERANCE:
+    if error > check.tolerance(workload):
         pytest.skip(f"wrong gradient: {error:.1e} from float64")
     benchmark.group = f"{workload}, {steps} steps, order {order}"
     benchmark.extra_info["gflop"] = WORKLOADS[workload].flops(steps, order) / 1e9

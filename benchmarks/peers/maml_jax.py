@@ -106,8 +106,7 @@ def _forward(params: Any, x: Any, layers: Any) -> Any:
         elif kind == "relu":
             x = jax.nn.relu(x)
         elif kind == "pool":
-            n, h, w_, c = x.shape
-            x = x[:, : h // 2 * 2, : w_ // 2 * 2].reshape(n, h // 2, 2, w_ // 2, 2, c).max((2, 4))
+            x = _pool(x)
         elif kind == "mean":
             x = x.mean((1, 2))
         elif kind == "flatten":
@@ -117,6 +116,17 @@ def _forward(params: Any, x: Any, layers: Any) -> Any:
             w, b = next(weights)
             x = x @ w + b
     return x
+
+
+def _pool(x: Any) -> Any:
+    """2x2 max-pooling by selection: the second derivative of JAX's `max` over windows came out 10 % off, in float64."""
+    from jax import numpy as jnp
+
+    rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    top, bottom = x[:, 0:rows:2, :columns], x[:, 1:rows:2, :columns]
+    x = jnp.where(top >= bottom, top, bottom)
+    left, right = x[:, :, 0::2], x[:, :, 1::2]
+    return jnp.where(left >= right, left, right)
 
 
 def _conv(x: Any, w: Any, stride: int) -> Any:
