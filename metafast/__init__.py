@@ -1,8 +1,8 @@
 """metafast: fast meta-learning for PyTorch.
 
 `metafast.optim` has SGD, Adam and AdamW whose learning rate adapts itself in the same memory pass; `metafast.maml` has
-the MAML family on `metafast.innerloop`, which adapts a whole meta-batch of tasks in one program; `metafast.runs` records
-every run, `metafast.data` loads data and samples few-shot tasks, and `metafast.plots` draws results.
+the MAML family on `metafast.innerloop`, which adapts a whole meta-batch of tasks in one program; `metafast.runs`
+records every run, `metafast.data` loads data and samples few-shot tasks, and `metafast.plots` draws results.
 """
 
 from __future__ import annotations

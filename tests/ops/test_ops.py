@@ -14,7 +14,11 @@ from metafast.ops import _native, make_layout
 from tests.helpers import TOLERANCE, assert_close, copy_args
 
 STEPS = ["adam", "hyper_adam", "sgd", "hyper_sgd"]
-INNER = ("inner_loop", "task_grad", "task_hvp")  # float32 and float64 only; test_inner_loop_native.py has their backends
+INNER = (
+    "inner_loop",
+    "task_grad",
+    "task_hvp",
+)  # float32 and float64 only; test_inner_loop_native.py has their backends
 ALL = [name for name in ops.REGISTRY if name not in ("stream", *INNER)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
