@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from benchmarks.peers.maml_problem import MetaGradient, Problem
 
@@ -43,10 +44,16 @@ class Contender:
             return f"not there: python -m {self.fetched.split(':')[0]} gets it"
         return None
 
+    def load(self) -> Callable[[Problem], MetaGradient]:
+        """Its builder, with everything that it needs imported."""
+        if self.needs is not None:
+            import_module(self.needs)
+        builder: Any = _resolve(self.source)
+        return builder
+
     def build(self, problem: Problem) -> MetaGradient:
         """The function that is timed."""
-        meta_gradient: MetaGradient = _resolve(self.source)(problem)
-        return meta_gradient
+        return self.load()(problem)
 
 
 def _resolve(source: str) -> Callable[..., object]:

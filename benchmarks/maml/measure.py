@@ -19,6 +19,7 @@ from .workloads import WORKLOADS
 
 Group = dict[str, Any]
 Log = Callable[[str], None]
+WARM = ("metafast", "metafast, recomputing", "learn2learn")  # whose memory is measured with warm libraries, too
 RETRIED = (None, "missing", "failed", "wrong gradient")  # states of rows that are tried again in a file that exists
 
 
@@ -140,6 +141,8 @@ def _start(
         return {**row, "reason": reason}, None
     worker = Worker(contender.name, workload, steps, order, threads)
     try:
+        if contender.name in WARM:
+            row["warm_mb"] = _warm_memory(contender.name, workload, steps, order, threads)
         row["build_seconds"] = worker.ask("build")["seconds"]
         row["peak_mb"] = worker.ask("first")["peak_mb"]
         with tempfile.TemporaryDirectory() as folder:
@@ -153,6 +156,16 @@ def _start(
         worker.close()
         return {**row, "state": "failed", "reason": str(error)}, None
     return {**row, "state": "timed"}, worker
+
+
+def _warm_memory(name: str, workload: str, steps: int, order: int, threads: int) -> float:
+    worker = Worker(name, workload, steps, order, threads)
+    try:
+        worker.ask("build", warm=True)
+        memory: float = worker.ask("first")["peak_mb"]
+        return memory
+    finally:
+        worker.close()
 
 
 def _round(group: Group, workers: dict[str, Worker], number: int, probe: Any, threads: int) -> None:

@@ -235,7 +235,14 @@ class InnerLoop:
             y: their targets, `[T, S]` (`[T, S, D]` for mse), or `[S]` (`[S, D]`).
             mask: bool `[T, S]` or `[S]`, False where an example is padding.
             classes: int64 `[T]` (or 0-d), how many classes each task has.
-            rates, per, params, steps, batches, stats, seed, first_task: as when the loop is called.
+            rates: as when the loop is called; likewise the arguments after it.
+            per: which shape the rates have.
+            params: where the parameters start.
+            steps: number of steps.
+            batches: examples of each step.
+            stats: statistics of the batch norms.
+            seed: of dropout.
+            first_task: number of the first task.
 
         Returns:
             By name, `[T, *shape]`, or `[*shape]` where x has no task dimension.
@@ -294,7 +301,9 @@ class InnerLoop:
             mask: bool `[T, N]`.
             classes: int64 `[T]`.
             stats: `[1, S]`.
-            seed, step, first_task: choose the elements that dropout keeps.
+            seed: with `step` and `first_task` it chooses the elements that dropout keeps.
+            step: number of the inner step.
+            first_task: number of the first task.
 
         Returns:
             (losses `[T]`, logits `[T, N, C]` without gradient, gradients in the form of `params`, of all parameters).

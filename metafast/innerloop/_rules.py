@@ -42,7 +42,8 @@ class Adam:
     """Adam with bias correction, in `torch.optim.Adam`'s form (weight decay is added to the gradient).
 
     Args:
-        beta1, beta2: decay of the first and second moment, at least 0 and below 1.
+        beta1: decay of the first moment, at least 0 and below 1.
+        beta2: decay of the second moment, at least 0 and below 1.
         eps: added to the root, above 0.
         weight_decay: at least 0.
         prox: at least 0, as for `SGD`.

@@ -46,7 +46,9 @@ class Options:
         recipe: "hub" (photo sets by name), "local" (what METAFAST_DATA holds), or a `Recipe`.
         backbone: a model of transformers, "own" (pre-trained here), or "auto": the recipe's.
         iterations: meta-steps.
-        ways, shots, queries: of a task.
+        ways: classes of a task.
+        shots: support examples of a class.
+        queries: query examples of a class.
         tasks: of a meta-batch.
         meta_lr: Adam's rate on the meta-parameters.
         inner_lr: rate of fine-tuning.

@@ -104,7 +104,7 @@ def test_report_says_what_was_reached_and_missed() -> None:
     assert "4.50×" in verdicts["speed against learn2learn ≥ 4×"]
     assert "reached" in verdicts["speed against learn2learn ≥ 4×"]
     assert "missed" in verdicts["speed against the best JAX ≥ 2×"]
-    assert "missed" in verdicts["memory of learn2learn's ≤ 0.5"]
+    assert "missed" in verdicts["memory of metafast, of learn2learn's ≤ 0.5"]
     assert "0.75 | reached" in verdicts["of the FMA peak ≥ 0.75"]
 
 
