@@ -17,12 +17,12 @@ from metafast.maml._clone import Learner
 from metafast.maml._metrics import per_task
 from metafast.maml._modules import freeze_batch_statistics, trainable_names
 from metafast.maml._rules import update
+from metafast.ops._dropout_hash import QUERY_STEP
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
     from metafast.innerloop import Outcome
 
-QUERY_STEP = 1_000_000  # dropout masks of a query pass are drawn as for this step and on
 ON_NAN = ("raise", "drop", "ignore")
 
 

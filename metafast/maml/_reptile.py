@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from metafast._checks import integer
 from metafast.innerloop import SGD
 from metafast.maml._clone import Learner
-from metafast.maml._learner import QUERY_STEP, MetaLearner
+from metafast.maml._learner import MetaLearner
 from metafast.maml._modules import flat_mask
+from metafast.ops._dropout_hash import QUERY_STEP
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch

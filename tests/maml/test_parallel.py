@@ -1,10 +1,6 @@
 """Data parallel over tasks: two gloo processes give the meta-gradient and the weights of one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ import torch
 
 from metafast.runs import Run
 from tests.maml import parallel_worker
+from tests.processes import run_two_ranks
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -23,31 +20,7 @@ pytestmark = pytest.mark.skipif(
 def folder(tmp_path_factory):
     """Where two processes left what they found."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    root = Path(__file__).resolve().parents[2]
-    environment = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("parallel_worker.py")), str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = []
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(outputs)
+    run_two_ranks(Path(__file__).with_name("parallel_worker.py"), folder)
     return folder
 
 

@@ -6,17 +6,13 @@ Called by test_trainer.py as a process of its own: `python train_and_die.py ROOT
 import hashlib
 import json
 import os
-import random
-import signal
 import sys
-import time
-
-import torch
 
 from metafast.data import episodes
 from metafast.maml import MAMLpp, Trainer
 from metafast.models import SinusoidMLP
 from metafast.runs import Run
+from tests.processes import train_and_die
 
 STEPS = 40
 
@@ -47,39 +43,7 @@ def digest(root: str, name: str) -> dict:
 
 def main() -> None:
     root, seed = sys.argv[1], int(sys.argv[2])
-    torch.set_num_threads(1)
-    chance = random.Random(seed)
-    train(root, "warm-up")
-    began = time.perf_counter()
-    train(root, "whole")
-    whole_time = time.perf_counter() - began
-    kills = 0
-    while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                train(root, "killed")
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        deadline = time.perf_counter() + chance.uniform(0.2, 0.8) * whole_time
-        ended = 0
-        while time.perf_counter() < deadline and not ended:
-            ended, code = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.0002)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            _, code = os.waitpid(child, 0)
-        if code == 0:
-            break
-        if os.WIFEXITED(code):
-            sys.exit("the child failed by itself")
-        kills += 1
-        if kills > 100:
-            sys.exit("100 deaths without an end")
+    kills = train_and_die(train, root, seed, within=(0.2, 0.8), limit=100)
     print(json.dumps({"whole": digest(root, "whole"), "killed": digest(root, "killed"), "kills": kills}))
 
 

@@ -7,15 +7,14 @@ import hashlib
 import json
 import os
 import random
-import signal
 import sys
-import time
 
 import numpy as np
 import torch
 
 from metafast.data import Batches
 from metafast.runs import Run, seed_all
+from tests.processes import train_and_die
 
 STEPS, EVERY = 120, 7
 
@@ -68,44 +67,16 @@ def digest(root: str, name: str) -> dict:
 
 def main() -> None:
     root, seed = sys.argv[1], int(sys.argv[2])
-    torch.set_num_threads(1)
-    chance = random.Random(seed)
-    train(root, "warm-up")
-    began = time.perf_counter()
-    train(root, "whole")
-    whole_time = time.perf_counter() - began
-    kills, seen = 0, set()
-    while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                train(root, "killed")
-            except BaseException:
-                import traceback
+    seen = set()
 
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        deadline = time.perf_counter() + chance.uniform(0, 0.6) * whole_time
-        ended = 0
-        while time.perf_counter() < deadline and not ended:
-            ended, code = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.0002)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            _, code = os.waitpid(child, 0)
-        if code == 0:
-            break
-        if os.WIFEXITED(code):
-            sys.exit("the child failed by itself")
-        kills += 1
+    def look() -> None:
         if os.path.exists(os.path.join(root, "killed", "run.jsonl")):
             run = Run.open(os.path.join(root, "killed"))
             seen.add(run.status)
             if run.metrics:
                 run.curve("loss")  # readable after every death
-        if kills > 200:
-            sys.exit("200 deaths without an end")
+
+    kills = train_and_die(train, root, seed, within=(0, 0.6), limit=200, after_death=look)
     print(
         json.dumps(
             {"whole": digest(root, "whole"), "killed": digest(root, "killed"), "kills": kills, "seen": sorted(seen)}
