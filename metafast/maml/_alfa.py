@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metafast._checks import integer
-from metafast.data import TaskBatch
-from metafast.innerloop import InnerLoop
 from metafast.maml._learner import MetaLearner, first_rows
-
-if TYPE_CHECKING:
-    from metafast.innerloop import Outcome
 
 
 class ALFA(MetaLearner):
@@ -57,7 +51,6 @@ class ALFA(MetaLearner):
             if name in options:
                 raise TypeError(f"ALFA takes no {name}: its network is the rule and makes the rates")
         super().__init__(model, inner_lr, steps, order, rule=self._step, **options)
-        self.inner = InnerLoop(model, **{**self._options, "on_nan": "ignore"}, batch_norm=self.batch_norm)
         sizes = [parameter.numel() for parameter in model.parameters()]
         like = next(iter(model.parameters()))
         count, steps = len(sizes), integer("steps", steps, minimum=1)
@@ -82,28 +75,6 @@ class ALFA(MetaLearner):
         rates = made[:, :count] * first_rows(self.inner_lr, step + 1)[step]
         decays = made[:, count:] * first_rows(self.inner_decay, step + 1)[step]
         return (1 - decays[:, self._members]) * params - rates[:, self._members] * grads, state
-
-    def _run(
-        self, batch: TaskBatch, steps: int, task_weights: Tensor | None, first_task: int, **options: Any
-    ) -> Outcome:
-        """As the base's; autograd drives the rule, so a task is dropped by leaving it out of the batch."""
-        outcome = super()._run(batch, steps, task_weights, first_task, **options)
-        finite = outcome.task_losses.isfinite()
-        if self.on_nan == "ignore" or bool(finite.all()):
-            return outcome
-        bad, kept = ((finite == value).nonzero().flatten().tolist() for value in (False, True))
-        if self.on_nan == "raise":
-            raise ValueError(
-                f"task {bad[0]}: its query loss is {float(outcome.task_losses[bad[0]])} ({len(bad)} of {len(finite)} "
-                "tasks); lower inner_lr, look for NaN in the batch, or use on_nan='drop'"
-            )
-        if not kept:
-            raise ValueError(f"all {len(finite)} tasks have losses that are not finite; lower inner_lr")
-        shares = None if task_weights is None else task_weights[kept]
-        if shares is not None:
-            shares = shares * (task_weights.sum() / shares.sum())  # type: ignore[union-attr]
-        again = super()._run(TaskBatch.cat([batch[task] for task in kept]), steps, shares, first_task, **options)
-        return replace(outcome, loss=again.loss, dropped=bad)
 
     def _means(self, flat: Tensor) -> Tensor:
         return torch.stack([part.mean(1) for part in flat.split(self._sizes, 1)], 1)

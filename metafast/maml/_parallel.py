@@ -56,7 +56,7 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
         >>> metrics["loss"].shape, maml.model.weight.grad.shape
         (torch.Size([8]), torch.Size([2, 4]))
     """
-    size = world()[1]
+    rank, size = world()
     for parameter in maml.parameters():
         parameter.grad = None
     if size == 1:
@@ -74,8 +74,8 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
         kept = {key: metrics[key].cpu() for key in ("loss", "accuracy", "mse") if key in metrics}
         kept["dropped"] = [mine.start + task for task in metrics["dropped"]]
     except ValueError as error:  # the others wait for this process: tell them first
-        problem = str(error)
-        if maml.on_nan == "drop" and problem.startswith("all "):  # none of its tasks is left; others may have some
+        problem = f"process {rank}, whose tasks are {mine.start} to {mine.stop - 1} of the meta-batch: {error}"
+        if maml.on_nan == "drop" and f"({count} of {count} tasks" in problem:  # others may have some left
             problem, kept = None, {"dropped": list(range(mine.start, mine.stop))}
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, (problem, kept))
@@ -91,7 +91,9 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
     _average_buffers(maml, left / (tasks - len(dropped)))
     names = next(part.keys() for _, part in parts if len(part) > 1)
     merged: dict[str, Any] = {
-        key: torch.cat([part[key] if key in part else torch.full((count,), torch.nan) for _, part in parts])
+        key: torch.cat(
+            [part[key] if key in part else torch.full((len(part["dropped"]),), torch.nan) for _, part in parts]
+        )
         for key in names
         if key != "dropped"
     }

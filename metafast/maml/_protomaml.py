@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from metafast.maml._clone import Learner
 from metafast.maml._learner import MetaLearner
 from metafast.maml._modules import batch_statistics, features, head_of
+
+if TYPE_CHECKING:
+    from metafast.data import TaskBatch
+    from metafast.innerloop import Outcome
 
 
 class ProtoMAML(MetaLearner):
@@ -74,7 +79,24 @@ class ProtoMAML(MetaLearner):
         head = (f"{self.head}.weight", f"{self.head}.bias")
         return Learner(self, {name: start[name][0] for name in head})
 
-    def _start(self, x: Tensor, y: Tensor, mask: Tensor | None, classes: Tensor | None) -> dict[str, Tensor]:
+    def _run(
+        self, batch: TaskBatch, steps: int, task_weights: Tensor | None, first_task: int, **options: Any
+    ) -> Outcome:
+        """As the base's; the prototypes of a task that was dropped are constants: 0 times NaN would reach the rest."""
+        outcome = super()._run(batch, steps, task_weights, first_task, **options)
+        if not outcome.dropped or not torch.is_grad_enabled():
+            return outcome
+        start = self._start(batch.support_x, batch.support_y, batch.support_mask, batch.classes, outcome.dropped)
+        return super()._run(batch, steps, task_weights, first_task, **{**options, "params": start})
+
+    def _start(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        classes: Tensor | None,
+        constant: Collection[int] = (),
+    ) -> dict[str, Tensor]:
         layer: Any = self.model.get_submodule(self.head)
         weights, biases = [], []
         for task in range(len(x)):
@@ -83,7 +105,8 @@ class ProtoMAML(MetaLearner):
                 raise ValueError(
                     f"support_y of task {task} must be from 0 to {layer.out_features - 1}, got {labels.tolist()}"
                 )
-            found = self._features(inputs)  # [S, F]
+            with torch.set_grad_enabled(torch.is_grad_enabled() and task not in constant):
+                found = self._features(inputs)  # [S, F]
             one_hot = torch.nn.functional.one_hot(labels, layer.out_features).to(found)  # [S, C]
             counts = one_hot.sum(0)
             used = layer.out_features if classes is None else int(classes[task])

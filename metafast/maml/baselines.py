@@ -6,7 +6,7 @@ Each baseline is an algorithm of this package, so `evaluate` and `Trainer` take 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metafast._checks import integer
+from metafast.innerloop._meta import meta_loss, without
 from metafast.maml._evaluate import Evaluation, evaluate, first_tasks, to_model
 from metafast.maml._learner import MetaLearner
 from metafast.maml._maml import ANIL, FOMAML
@@ -63,29 +64,37 @@ class ProtoNet(ProtoMAML):
         self, batch: TaskBatch, *, steps: int | None = None, task_weights: Tensor | None = None, first_task: int = 0
     ) -> tuple[Tensor, dict[str, Any]]:
         """As `MAML`'s; `steps` changes nothing."""
-        heads = self._start(batch.support_x, batch.support_y, batch.support_mask, batch.classes)
-        weight, bias = heads[f"{self.head}.weight"], heads[f"{self.head}.bias"]
-        logits = torch.stack(
-            [
-                F.linear(self._features(batch.query_x[task]), weight[task], bias[task])
-                if batch.query_mask is None
-                else self._masked(batch.query_x[task], batch.query_mask[task], weight[task], bias[task])
-                for task in range(len(batch))
-            ]
-        )
-        masked = logits
+        losses, logits = self._losses(batch)
+        _, dropped = meta_loss(losses.detach(), task_weights, self.on_nan, batch)
+        weights = torch.full_like(losses, 1 / len(losses)) if task_weights is None else task_weights.to(losses)
+        each = losses
+        if dropped:  # once more, with constants in their place: 0 times NaN would reach the others
+            weights = without(task_weights, dropped, len(losses), losses.device).to(losses)
+            each = torch.where(weights != 0, self._losses(batch, dropped)[0], 0)
+        metrics = per_task(logits, batch.query_y, batch.query_mask, batch.classes)
+        found = {"loss": losses.detach(), **metrics, "logits": logits.detach(), "dropped": dropped}
+        return (each * weights).sum(), found
+
+    def _losses(self, batch: TaskBatch, constant: Collection[int] = ()) -> tuple[Tensor, Tensor]:
+        """Query losses `[T]` and logits `[T, Q, C]`; those of the tasks in `constant` have no gradient."""
+        heads = self._start(batch.support_x, batch.support_y, batch.support_mask, batch.classes, constant)
+        parts = []
+        for task in range(len(batch)):
+            x, head = batch.query_x[task], (heads[f"{self.head}.weight"][task], heads[f"{self.head}.bias"][task])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and task not in constant):
+                if batch.query_mask is None:
+                    parts.append(F.linear(self._features(x), *head))
+                else:
+                    parts.append(self._masked(x, batch.query_mask[task], *head))
+        logits = masked = torch.stack(parts)
         if batch.classes is not None:
             outside = torch.arange(logits.shape[-1], device=logits.device) >= batch.classes[:, None, None]
             masked = logits.masked_fill(outside, -torch.inf)
         each = F.cross_entropy(masked.flatten(0, 1), batch.query_y.flatten(), reduction="none").view(logits.shape[:2])
-        if batch.query_mask is not None:
-            valid = batch.query_mask
-            losses = torch.where(valid, each, 0).sum(1) / valid.sum(1).clamp(min=1)
-        else:
-            losses = each.mean(1)
-        weights = torch.full_like(losses, 1 / len(losses)) if task_weights is None else task_weights.to(losses)
-        metrics = per_task(logits, batch.query_y, batch.query_mask, batch.classes)
-        return (losses * weights).sum(), {"loss": losses.detach(), **metrics, "logits": logits.detach(), "dropped": []}
+        if batch.query_mask is None:
+            return each.mean(1), logits
+        valid = batch.query_mask
+        return torch.where(valid, each, 0).sum(1) / valid.sum(1).clamp(min=1), logits
 
     def adapt(self, x: Tensor, y: Tensor, *, steps: int | None = None) -> nn.Module:
         """The model with the prototypes of `x` and `y` as its last layer."""
@@ -287,7 +296,7 @@ def run_baselines(
         if "probe" in which:
             tune("probe", body, ANIL, 10 * steps)
     if "protonet" in which and not regression:
-        kept = {key: value for key, value in options.items() if key in ("batch_norm", "seed")}
+        kept = {key: value for key, value in options.items() if key in ("batch_norm", "seed", "on_nan")}
         finish("protonet", train_protonet(model, train, training_steps, **kept), training_steps=training_steps)
     return results
 

@@ -81,6 +81,25 @@ def test_protonet_leaves_padding_out():
     assert loss.isfinite()
 
 
+def test_protonet_drops_a_task_with_nan_or_names_it():
+    batch = make_batch()
+    x = batch.query_x.clone()
+    x[1, 0] = torch.nan
+    bad = TaskBatch(batch.support_x, batch.support_y, x, batch.query_y)
+    net = ProtoNet(Net(), on_nan="drop")
+    loss, metrics = net(bad)
+    loss.backward()
+    assert metrics["dropped"] == [1]
+    alone = ProtoNet(Net())
+    expected = alone(TaskBatch.cat([batch[:1], batch[2:]]))[0]
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for p, q in zip(net.model.features.parameters(), alone.model.features.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="task 1: .*its query_x contains NaN"):
+        alone(bad)
+
+
 def test_pretraining_learns_all_classes_and_leaves_the_model_alone(clusters):
     model = mlp()
     before = [p.clone() for p in model.parameters()]

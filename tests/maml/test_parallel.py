@@ -46,7 +46,13 @@ def test_two_processes_give_the_meta_gradient_of_one(ranks, case):
 
 
 def test_dropped_tasks_were_counted(ranks):
-    assert ranks[0]["gradients"]["maml, dropped"]["dropped"] == [0]
+    for case, tasks in parallel_worker.BAD.items():
+        assert ranks[0]["gradients"][case]["dropped"] == list(tasks)
+
+
+def test_every_process_hears_whose_task_is_not_finite(ranks):
+    for rank in ranks:
+        assert rank["refused"].startswith("process 1, whose tasks are 2 to 4 of the meta-batch: task 1: its query loss")
 
 
 def test_two_processes_train_to_the_weights_of_one(ranks, folder, tmp_path):
