@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metafast._checks import integer
-from metafast.maml._learner import MetaLearner, first_rows
+from metafast.maml._learner import MetaLearner, row
 
 
 class ALFA(MetaLearner):
@@ -72,8 +72,8 @@ class ALFA(MetaLearner):
         # the task's state is read, not differentiated, as in the paper's code
         tau = torch.cat([self._means(grads.detach()), self._means(params.detach())], 1)  # [T, 2 tensors]
         made = self.generator(tau)
-        rates = made[:, :count] * first_rows(self.inner_lr, step + 1)[step]
-        decays = made[:, count:] * first_rows(self.inner_decay, step + 1)[step]
+        rates = made[:, :count] * row(self.inner_lr, step)
+        decays = made[:, count:] * row(self.inner_decay, step)
         return (1 - decays[:, self._members]) * params - rates[:, self._members] * grads, state
 
     def _means(self, flat: Tensor) -> Tensor:

@@ -376,3 +376,8 @@ def first_rows(rows: Tensor, count: int) -> Tensor:
     if len(rows) == 1 or len(rows) == count:
         return rows
     return rows[torch.arange(count, device=rows.device).clamp(max=len(rows) - 1)]
+
+
+def row(rows: Tensor, step: int) -> Tensor:
+    """The row of a step; the last one goes on."""
+    return rows[min(step, len(rows) - 1)]

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from metafast._checks import integer
 from metafast.innerloop import InnerLoop
-from metafast.maml._learner import MetaLearner, first_rows
-from metafast.maml._modules import BATCH_NORMS, statistics_size
+from metafast.innerloop._rules import make_rule
+from metafast.maml._learner import MetaLearner, first_rows, row
+from metafast.maml._modules import BATCH_NORMS, flat_mask, norm_names, statistics_size, trainable_names
+from metafast.maml._rules import update
 
 if TYPE_CHECKING:
     from metafast.innerloop import Outcome
 
 STATISTICS = ("batch", "per_step")
+NORM_WEIGHTS = ("shared", "per_step")
 LEAST = 0.03  # the share of 1/K that the loss of an early step keeps while it anneals
 
 
@@ -24,7 +27,7 @@ class MAMLpp(MetaLearner):
 
     The meta-loss \(\sum_{k=1}^K w_k L^{query}(\theta_k)\) starts with \(w_k = 1/K\) and anneals to the last step
     alone; the rates \(\alpha_{k,l}\) of step k and tensor l are learned. The meta-optimizer of the paper is Adam with
-    `cosine_schedule`. Not part of this class: batch-norm weights of their own for each step.
+    `cosine_schedule`.
 
     Args:
         model: as in `MAML`.
@@ -37,6 +40,9 @@ class MAMLpp(MetaLearner):
         statistics: what batch norms use in evaluation mode: "batch" (default), each task's batch, as in training; or
             "per_step", the running statistics that training recorded for each inner step.
         momentum: of the running statistics. Default 0.1.
+        norm_weights: "shared" (default): weights and biases of batch norms adapt as all others do; "per_step": those
+            after each inner step are learned, as the paper has it, and do not adapt. The update is then a rule of its
+            own, which the engine runs step by step: slower, and without `statistics="per_step"`.
         options: as in `MAML`, but for `learn_lr` and `batch_norm`.
 
     Example:
@@ -54,6 +60,8 @@ class MAMLpp(MetaLearner):
 
     stats: Tensor | None
     stats_seen: Tensor
+    norm_weights: nn.Parameter | None
+    _norm_places: Tensor
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class MAMLpp(MetaLearner):
         first_order_batches: int = 0,
         statistics: str = "batch",
         momentum: float = 0.1,
+        norm_weights: str = "shared",
         **options: Any,
     ) -> None:
         for name in ("learn_lr", "batch_norm"):
@@ -75,6 +84,21 @@ class MAMLpp(MetaLearner):
             raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be above 0 and at most 1, got {momentum!r}")
+        if norm_weights not in NORM_WEIGHTS:
+            raise ValueError(f"norm_weights must be one of {NORM_WEIGHTS}, got {norm_weights!r}")
+        if norm_weights == statistics == "per_step":
+            raise ValueError(
+                'norm_weights="per_step" runs step by step, where no statistics are recorded; use statistics="batch"'
+            )
+        own = norm_names(model) if norm_weights == "per_step" else []
+        if norm_weights == "per_step":
+            if not own:
+                raise ValueError('norm_weights="per_step" needs a batch norm with weights to learn; use "shared"')
+            self._descent = make_rule(options.pop("rule", "sgd"))
+            if callable(self._descent):
+                raise TypeError('rule must be "sgd" or one of metafast.innerloop with norm_weights="per_step"')
+            chosen = {*trainable_names(model, options.pop("adapted", None)), *own}
+            options |= {"rule": self._step, "adapted": chosen.__contains__}
         tensors = len(list(model.parameters()))
         like = next(iter(model.parameters()))
         rates = torch.full(
@@ -91,6 +115,12 @@ class MAMLpp(MetaLearner):
         per_step = statistics == "per_step"
         self.register_buffer("stats", torch.zeros(steps + 1, size).to(like) if per_step else None)
         self.register_buffer("stats_seen", torch.zeros((), dtype=torch.int64) if per_step else None)
+        self.register_parameter("norm_weights", None)
+        if own:
+            places = flat_mask(model, own).nonzero().flatten()
+            start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])[places]
+            self.norm_weights = nn.Parameter(start.repeat(self.steps, 1))  # row k: after step k + 1
+            self.register_buffer("_norm_places", places, persistent=False)
         self._by_stats = InnerLoop(model, **self._options, batch_norm="running") if per_step else None
 
     def loss_weights(self) -> Tensor:
@@ -114,6 +144,23 @@ class MAMLpp(MetaLearner):
     def _order(self) -> int:
         order = super()._order()
         return min(order, 1) if self.training and self._calls < self.first_order_batches else order
+
+    def _step(self, step: int, params: Tensor, grads: Tensor, losses: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+        """Weights `[T, P]` after a step; those of the batch norms are the step's own."""
+        assert self.norm_weights is not None
+        sizes = torch.tensor(self._sizes, device=params.device)
+        rate = row(self.inner_lr, step).repeat_interleave(sizes)
+        moved, state = update(self._descent, step, params, grads, rate, state or {})
+        own = row(self.norm_weights, step).expand(len(params), -1)
+        return moved.index_copy(1, self._norm_places, own), state
+
+    def _update(
+        self, step: int, params: Tensor, grads: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.norm_weights is None:
+            return super()._update(step, params, grads, state)
+        new, state = self._step(step, params.unsqueeze(0), grads.unsqueeze(0), None, state)
+        return new.squeeze(0), state
 
     def _recorded(self) -> bool:
         return self.stats is not None and not self.training and int(self.stats_seen) > 0
@@ -154,13 +201,13 @@ class MAMLpp(MetaLearner):
             super()._finish_copy(model, steps)
             return
         assert self.stats is not None
-        row, at = first_rows(self.stats, steps + 1)[-1], 0
+        last, at = first_rows(self.stats, steps + 1)[-1], 0
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):
                 count = module.num_features
                 module.track_running_stats = True
-                module.running_mean = row[at : at + count].clone()
-                module.running_var = row[at + count : at + 2 * count].clone()
+                module.running_mean = last[at : at + count].clone()
+                module.running_var = last[at + count : at + 2 * count].clone()
                 at += 2 * count
         model.eval()
 

@@ -85,6 +85,12 @@ def statistics_size(model: nn.Module) -> int:
     return sum(2 * module.num_features for module in model.modules() if isinstance(module, BATCH_NORMS))
 
 
+def norm_names(model: nn.Module) -> list[str]:
+    """Names of the weights and biases of batch norms that require a gradient."""
+    found = {id(p) for m in model.modules() if isinstance(m, BATCH_NORMS) for p in m.parameters() if p.requires_grad}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in found]
+
+
 def flat_mask(model: nn.Module, names: Sequence[str]) -> Tensor:
     """`[P]`, true for the elements of the parameters in `names`."""
     chosen = set(names)

@@ -63,7 +63,11 @@ class Case:
 
     def make(self, dtype: torch.dtype = torch.float64, **more: Any) -> MetaLearner:
         torch.manual_seed(1)
-        return ALGORITHMS[self.algorithm](Net(dtype), **{**self.options, **more})
+        maml = ALGORITHMS[self.algorithm](Net(dtype), **{**self.options, **more})
+        if getattr(maml, "norm_weights", None) is not None:  # else they start as the model's own
+            with torch.no_grad():
+                maml.norm_weights += 0.3 * torch.randn(maml.norm_weights.shape, dtype=torch.float64)
+        return maml
 
 
 def differentiated(loss: Callable[[MetaLearner, TaskBatch], Tensor]) -> Callable[..., dict[str, Tensor]]:
@@ -99,6 +103,15 @@ def _per_step(maml: MetaLearner) -> Any:
     return lambda step, name: maml.inner_lr[step, order[name]]
 
 
+def _with_norms(maml: MetaLearner, batch: TaskBatch) -> Tensor:
+    """MAML++ whose batch norm has weights of its own for each step."""
+    weight, bias = maml.norm_weights.split(4, 1)  # type: ignore[operator, union-attr]
+    return plain.unrolled(
+        maml.model, batch, steps=STEPS, rate=_per_step(maml), weights=[0, 1 / 3, 1 / 3, 1 / 3],
+        given=lambda step: {"features.1.weight": weight[step], "features.1.bias": bias[step]},
+    )  # fmt: skip
+
+
 def _is_head(name: str) -> bool:
     return name.startswith("classifier.")
 
@@ -127,6 +140,9 @@ CASES = {
     "metasgd": Case("metasgd", _unrolled(_elements, steps=STEPS), BASE),
     "metasgd, first order": Case("metasgd", _unrolled(_elements, steps=STEPS, order=1), {**BASE, "order": 1}),
     "mamlpp": Case("mamlpp", _unrolled(_per_step, steps=STEPS, weights=[0, 1 / 3, 1 / 3, 1 / 3]), BASE),
+    "mamlpp with norm weights per step": Case(
+        "mamlpp", differentiated(_with_norms), {**BASE, "norm_weights": "per_step"}
+    ),
     "imaml": Case(
         "imaml",
         prefixed(lambda maml, batch: plain.implicit(maml.model, batch, 20.0, rate=lambda s, n: 0.02, steps=8)),

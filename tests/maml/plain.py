@@ -23,8 +23,9 @@ def sgd(
     order: int = 2,
     adapted: Callable[[str], bool] = lambda name: True,
     prox: float = 0.0,
+    given: Callable[[int], Weights] = lambda step: {},
 ) -> list[Weights]:
-    """The weights before the first step and after each one."""
+    """The weights before the first step and after each one; `given` are those that a step sets and does not adapt."""
     path = [weights]
     for step in range(steps):
         now = path[-1]
@@ -35,7 +36,7 @@ def sgd(
         for name, grad in zip(names, grads, strict=True):
             grad = grad if order == 2 else grad.detach()
             new[name] = now[name] - rate(step, name) * (grad + prox * (now[name] - weights[name]))
-        path.append(new)
+        path.append({**new, **given(step)})
     return path
 
 

@@ -11,6 +11,8 @@ from metafast.data import TaskBatch
 from metafast.maml import ALGORITHMS, ANIL, IMAML, MAML, MAMLpp, MetaSGD, ProtoMAML, Reptile
 from tests.maml.maml_cases import CASES, Net, make_batch
 
+NORMS = "mamlpp with norm weights per step"
+
 
 def mlp(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
@@ -38,9 +40,9 @@ def gradient(maml, batch, **options):
     return loss.detach(), metrics, [None if p.grad is None else p.grad.clone() for p in maml.parameters()]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_adapt_gives_a_module_that_computes_what_the_batch_said(algorithm):
-    maml, batch = CASES[algorithm].make(), make_batch()
+@pytest.mark.parametrize("name", [*ALGORITHMS, NORMS])
+def test_adapt_gives_a_module_that_computes_what_the_batch_said(name):
+    maml, batch = CASES[name].make(), make_batch()
     maml.eval()
     with torch.no_grad():
         _, metrics = maml(batch)
@@ -118,7 +120,7 @@ def test_tasks_with_fewer_examples_and_classes_equal_tasks_of_their_own():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, NORMS])
 def test_a_task_with_nan_is_dropped_and_counted_or_an_error(algorithm):
     batch = make_batch()
     bad = TaskBatch(batch.support_x.clone(), batch.support_y, batch.query_x, batch.query_y)
@@ -135,7 +137,7 @@ def test_a_task_with_nan_is_dropped_and_counted_or_an_error(algorithm):
         CASES[algorithm].make()(bad)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, NORMS])
 def test_state_dict_brings_everything_back(algorithm):
     a, b = CASES[algorithm].make(torch.float32), CASES[algorithm].make(torch.float32)
     opt = torch.optim.SGD(a.parameters(), lr=0.1)
@@ -224,6 +226,35 @@ def test_mamlpp_records_statistics_per_step_and_uses_them_in_evaluation():
     torch.testing.assert_close(adapted(batch.query_x[0]), whole[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, NORMS])
+def test_every_algorithm_adapts_for_more_steps_than_it_learned(algorithm):
+    maml, batch = CASES[algorithm].make(steps=1), make_batch()
+    maml.eval()
+    with torch.no_grad():
+        course = list(maml.trajectory(batch, 3))
+        logits = maml(batch, steps=3)[1]["logits"]
+    torch.testing.assert_close(course[3]["logits"], logits, rtol=0, atol=1e-10)
+    adapted = maml.adapt(batch.support_x[0], batch.support_y[0], steps=3)
+    torch.testing.assert_close(adapted(batch.query_x[0]), logits[0], rtol=0, atol=1e-10)
+
+
+def test_mamlpp_with_norm_weights_starts_as_without_and_trains_them():
+    batch = make_batch()
+    own = MAMLpp(Net(), inner_lr=0.3, steps=2, norm_weights="per_step")
+    assert own.norm_weights.shape == (2, 8)
+    norm = own.model.features[1]
+    assert torch.equal(own.norm_weights, torch.cat([norm.weight, norm.bias]).expand(2, -1))
+    fixed = MAML(Net(), inner_lr=0.3, steps=2, adapted=lambda name: not name.startswith("features.1."))
+    own.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(own(batch)[0], fixed(batch)[0], rtol=0, atol=1e-12)
+    own.train()
+    gradient(own, batch)
+    assert bool((own.norm_weights.grad.abs().sum(1) > 0).all())
+    plain = MAMLpp(Net(), inner_lr=0.3, steps=2)
+    assert "norm_weights" not in plain.state_dict() and plain.norm_weights is None
+
+
 def test_reptile_on_all_examples_adapts_to_both_sets():
     batch = flat_batch()
     both = TaskBatch(
@@ -277,6 +308,10 @@ def test_explain_names_the_engine():
         (lambda: Reptile(mlp(), order=2), TypeError, "Reptile takes no order"),
         (lambda: IMAML(mlp(), strength=0.0), ValueError, "strength must be positive"),
         (lambda: MAMLpp(mlp(), statistics="per_step"), ValueError, "needs a batch norm"),
+        (lambda: MAMLpp(mlp(), norm_weights="per_step"), ValueError, "needs a batch norm with weights"),
+        (lambda: MAMLpp(Net(), norm_weights="own"), ValueError, "norm_weights must be one of"),
+        (lambda: MAMLpp(Net(), norm_weights="per_step", statistics="per_step"), ValueError, "no statistics are rec"),
+        (lambda: MAMLpp(Net(), norm_weights="per_step", rule=print), TypeError, "rule must be"),
         (lambda: ProtoMAML(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))), TypeError, "with bias"),
         (lambda: MAML(mlp().requires_grad_(False)), ValueError, "nothing to adapt"),
         (lambda: Reptile(mlp()).clone(), NotImplementedError, "no meta-gradient through clone"),

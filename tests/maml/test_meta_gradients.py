@@ -34,7 +34,9 @@ def test_meta_gradient_equals_a_plain_float64_loop(name):
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
-@pytest.mark.parametrize("name", ["maml", "anil", "mamlpp", "reptile", "imaml", "alfa", "protomaml"])
+@pytest.mark.parametrize(
+    "name", ["maml", "anil", "mamlpp", "mamlpp with norm weights per step", "reptile", "imaml", "alfa", "protomaml"]
+)
 def test_the_generic_engines_give_the_same_meta_gradient(name, engine):
     batch = make_batch()
     _, _, expected = meta_gradient(CASES[name].make(), batch)
