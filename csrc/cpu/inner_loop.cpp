@@ -97,6 +97,8 @@ Engines& engines() {
   return all;
 }
 
+thread_local int64_t last_bytes = 0;  // that the engine of this thread's last call holds
+
 Parallel torch_threads() {
   Parallel p;
   p.threads = torch::stable::get_num_threads();
@@ -261,6 +263,7 @@ class Call {
     settings.threads = std::min(parallel.threads, std::max<int64_t>(1, request.tasks));
     const auto engine = engines().get(cached_, settings, real == dtype_codes().f64);
     engine->run(request, parallel);
+    last_bytes = engine->bytes();
   }
 
   Args& args() { return args_; }
@@ -410,6 +413,13 @@ void plain(StableIValue* stack, uint64_t count, bool hvp) {
   call.run();
 }
 
+void inner_loop_memory(StableIValue* stack, uint64_t count, uint64_t) {
+  Args args(stack, count, "metafast::inner_loop_memory");
+  const View bytes = args.tensor();
+  require(bytes, dtype_codes().i64, 1, args.op(), "bytes");
+  *bytes.as<int64_t>() = last_bytes;
+}
+
 void task_grad(StableIValue* stack, uint64_t count, uint64_t) { plain(stack, count, false); }
 void task_hvp(StableIValue* stack, uint64_t count, uint64_t) { plain(stack, count, true); }
 
@@ -418,6 +428,7 @@ void task_hvp(StableIValue* stack, uint64_t count, uint64_t) { plain(stack, coun
 
 STABLE_TORCH_LIBRARY_IMPL(metafast, CPU, m) {
   m.impl("inner_loop", &mf::cpu::inner_loop);
+  m.impl("inner_loop_memory", &mf::cpu::inner_loop_memory);
   m.impl("task_grad", &mf::cpu::task_grad);
   m.impl("task_hvp", &mf::cpu::task_hvp);
 }

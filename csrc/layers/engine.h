@@ -24,12 +24,7 @@ class Engine final : public AnyEngine, private Passes<T> {
     spans();
   }
 
-  int64_t bytes() const override {
-    int64_t total = 0;
-    for (const auto& worker : workers_)
-      if (worker) total += worker->arena.bytes();
-    return total;
-  }
+  int64_t bytes() const override { return held_; }
 
   void run(const EngineRequest& request, const Parallel& parallel) override {
     const std::lock_guard lock(mutex_);
@@ -69,6 +64,7 @@ class Engine final : public AnyEngine, private Passes<T> {
     };
     if (workers == 1) work(&job, 0);
     else parallel.run(workers, work, &job);
+    count_held();
     if (error_) std::rethrow_exception(error_);
     finish(request);
   }
@@ -112,6 +108,16 @@ class Engine final : public AnyEngine, private Passes<T> {
     const int64_t slot = std::max<int64_t>(1, aligned(plan_.pass.total));
     const int64_t extra = (s_.budget / std::max<int64_t>(1, s_.threads) - fixed) / slot;
     history_.slots = std::clamp<int64_t>(1 + extra, 1, history_.slots);
+  }
+
+  // Kept as a number, so that others may ask while a call runs.
+  void count_held() {
+    int64_t total = 0;
+    for (const auto& worker : workers_)
+      if (worker) total += worker->arena.bytes();
+    for (const auto* kept : {&shared_start_, &packed_rates_, &pack_space_, &packed_stats_, &sum_.total})
+      total += static_cast<int64_t>(kept->capacity() * sizeof(T));
+    held_ = total + static_cast<int64_t>(sum_.total_doubles.capacity() * sizeof(double));
   }
 
   // Runs of adapted parameters; where a rate is shared by all of them, one run.
@@ -238,7 +244,7 @@ class Engine final : public AnyEngine, private Passes<T> {
   std::vector<T> shared_start_, packed_rates_, pack_space_;
   int64_t rate_elements_ = 0, rate_sums_ = 0, stats_sums_ = 0, skip_values_ = 0, counted_tasks_ = 0;
   OrderedSum<T> sum_;
-  std::atomic<int64_t> next_task_{0};
+  std::atomic<int64_t> next_task_{0}, held_{0};
 
   // ---- task_grad and task_hvp
 

@@ -66,7 +66,7 @@ class AnyEngine {
  public:
   virtual ~AnyEngine() = default;
   virtual void run(const EngineRequest& request, const Parallel& parallel) = 0;
-  virtual int64_t bytes() const = 0;  // of workspaces that it holds
+  virtual int64_t bytes() const = 0;  // of memory that it holds, as of its last call
 };
 
 // One for each instruction set and type of number.

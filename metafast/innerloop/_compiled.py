@@ -29,6 +29,9 @@ class Compiled:
     def __post_init__(self) -> None:
         self.vectors = encode(self.traced.program)
         self.kernels: dict[tuple[str, str], Any] = {}
+        self.memory = torch.zeros(1, dtype=torch.int64)  # bytes, written after each call of a native CPU kernel
+        native = self.backend is None and LIBRARIES["cpu"].loaded
+        self.note_memory: Any = ops.REGISTRY["inner_loop_memory"].overload if native else None
         c, h, w = self.traced.program.values[0]
         self.example = (h,) if self.traced.program.tokens else (c,) if h == w == 1 else (c, h, w)
 
@@ -68,6 +71,12 @@ class Compiled:
             self.kernels[key] = found
         return found
 
+    def call(self, name: str, device: torch.device, *args: Any) -> None:
+        """Runs an op, and notes the memory that it worked in."""
+        self.kernel(name, device)(*args)
+        if self.note_memory is not None and device.type == "cpu":
+            self.note_memory(self.memory)
+
     def shaped(self, x: Tensor | None) -> Tensor | None:
         """Examples of the program's shape: a view."""
         return x if x is None or x.shape[2:] == self.example else x.view(*x.shape[:2], *self.example)
@@ -101,8 +110,8 @@ class Compiled:
                 result.grad_support_x = torch.empty_like(batch.support_x, memory_format=torch.contiguous_format)
             if call.wants_query_x:
                 result.grad_query_x = torch.empty_like(batch.query_x, memory_format=torch.contiguous_format)
-        kernel = self.kernel("inner_loop", weights.device)
-        kernel(
+        self.call(
+            "inner_loop", weights.device,
             *self.vectors, weights, call.rates, self.shaped(batch.support_x), batch.support_y, batch.support_mask,
             self.shaped(batch.query_x), batch.query_y, batch.query_mask, batch.classes, call.batches, call.stats,
             call.query_weights, call.task_weights, steps, call.order, *options, call.seed, call.first_task,
@@ -129,17 +138,21 @@ class Compiled:
                 params.new_empty(params.shape),
             )
             grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
-            kernel = self.kernel("task_grad", params.device)
             own = self.shaped(x.contiguous())
-            kernel(*self.vectors, params.contiguous(), own, *rest, losses, logits, grads, self.shaped(grad_x))
+            self.call(
+                "task_grad", params.device, *self.vectors, params.contiguous(), own, *rest, losses, logits, grads,
+                self.shaped(grad_x),
+            )  # fmt: skip
             return losses, logits, grads, grad_x
 
         def product(params: Tensor, x: Tensor, direction: Tensor, wants_x: bool) -> tuple[Tensor, Tensor | None]:
             hvp = params.new_empty(params.shape)
             mixed = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
-            kernel = self.kernel("task_hvp", params.device)
             own, direction = self.shaped(x.contiguous()), direction.contiguous()
-            kernel(*self.vectors, params.contiguous(), own, *rest, direction, hvp, self.shaped(mixed))
+            self.call(
+                "task_hvp", params.device, *self.vectors, params.contiguous(), own, *rest, direction, hvp,
+                self.shaped(mixed),
+            )  # fmt: skip
             return hvp, mixed
 
         outputs: tuple[Tensor, Tensor, Tensor] = TaskGrad.apply(compute, product, params, x)

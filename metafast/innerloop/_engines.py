@@ -39,10 +39,11 @@ class Engines:
         self.vmap = Generic(model, layout, loss, batch_norm, vectorized=True)
         self.chosen: dict[Any, tuple[Engine, Explanation]] = {}
         self.explanation = Explanation("undecided", "no batch was seen yet")
+        self.memory: Tensor | None = None  # of the engine chosen last, where it is known
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles choose anew: programs hold kernels."""
-        return {**self.__dict__, "chosen": {}}
+        return {**self.__dict__, "chosen": {}, "memory": None}
 
     def key(self, x: Tensor) -> Any:
         return x.shape[2:], x.dtype, tuple([module.training for module in self.modules])
@@ -58,7 +59,13 @@ class Engines:
         if found is None:
             found = self.chosen[key] = self._choose(x)
         self.explanation = found[1]
+        self.memory = found[0].memory if isinstance(found[0], Compiled) else None
         return found[0]
+
+    def explain(self) -> Explanation:
+        """What was chosen last and why, with the memory of its last call."""
+        held = 0 if self.memory is None else int(self.memory)
+        return replace(self.explanation, memory=held) if held else self.explanation
 
     def _choose(self, x: Tensor) -> tuple[Engine, Explanation]:
         if self.engine in ("loop", "vmap"):

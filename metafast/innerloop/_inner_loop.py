@@ -336,8 +336,8 @@ class InnerLoop:
         return losses, logits, self.layout.unflatten(grads) if mapping else grads
 
     def explain(self) -> Explanation:
-        """Which engine ran last, and why; `print(inner.explain())` shows every layer."""
-        return self._engines.explanation
+        """Which engine ran last, why, and in how much memory; `print(inner.explain())` shows every layer."""
+        return self._engines.explain()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -43,16 +43,22 @@ class Explanation:
         reason: one sentence.
         layers: a row (layer, what it became) for each instruction of the program.
         seconds: measured seconds for one meta-gradient by engine, where a measurement decided.
+        memory: bytes that the last compiled call worked in beside its inputs and results, on all threads: weight
+            copies, activations, sums. They are kept for the next call of that shape. None where PyTorch's allocator
+            has the memory (the other engines, and CUDA: `torch.cuda.max_memory_allocated`), or before the first call.
     """
 
     engine: str
     reason: str
     layers: tuple[tuple[str, str], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
 
     def __str__(self) -> str:
         lines = [f"engine: {self.engine} ({self.reason})"]
         width = max((len(name) for name, _ in self.layers), default=0)
         lines += [f"  {name:<{width}}  {what}" for name, what in self.layers]
         lines += [f"  {name}: {1e3 * seconds:.3g} ms for a meta-gradient" for name, seconds in self.seconds.items()]
+        if self.memory is not None:
+            lines.append(f"  memory: {self.memory / 1e6:.3g} MB for the last call")
         return "\n".join(lines)

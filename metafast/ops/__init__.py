@@ -14,6 +14,7 @@ from . import hyper_adam as _hyper_adam
 from . import hyper_rate as _hyper_rate
 from . import hyper_sgd as _hyper_sgd
 from . import inner_loop as _inner_loop
+from . import inner_loop_memory as _inner_loop_memory
 from . import sgd as _sgd
 from . import stream as _stream
 from . import task_grad as _task_grad

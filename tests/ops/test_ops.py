@@ -16,6 +16,7 @@ from tests.helpers import TOLERANCE, assert_close, copy_args
 STEPS = ["adam", "hyper_adam", "sgd", "hyper_sgd"]
 INNER = (
     "inner_loop",
+    "inner_loop_memory",
     "task_grad",
     "task_hvp",
 )  # float32 and float64 only; test_inner_loop_native.py has their backends
