@@ -75,9 +75,14 @@ class Functional:
         return sum(2 * layer.channels for layer in self.norms)
 
     def forward(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, stats: Tensor | None, key: int | None
-    ) -> Tensor:
-        """Logits; batch norms as `batch_norm` says, random layers seeded by `key` (None: left alone)."""
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, stats: Tensor | None, key: int | None,
+        where: str,
+    ) -> Tensor:  # fmt: skip
+        """Logits; batch norms as `batch_norm` says, random layers seeded by `key` (None: under vmap, left alone).
+
+        Raises:
+            ValueError: the model fails; `where` names the argument and the task.
+        """
         before = [(module, module.training, dict(module._buffers)) for module in self.norm_modules]
         try:
             for layer, module in zip(self.norms, self.norm_modules, strict=True):
@@ -86,7 +91,7 @@ class Functional:
             if key is None:
                 return self.call(params, buffers, x)
             with _seeded(key, x.device):
-                return self.call(params, buffers, x)
+                return self.named_call(params, buffers, x, where)
         finally:
             for module, training, own in before:
                 module.training = training
@@ -107,6 +112,16 @@ class Functional:
         module._buffers["running_mean"] = stats[o : o + c]
         module._buffers["running_var"] = stats[o + c : o + 2 * c]
         return True
+
+    def named_call(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, where: str) -> Tensor:
+        """Logits; where the model fails, most often by the shape of the examples, `where` says on which."""
+        try:
+            return self.call(params, buffers, x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if type(error) not in (RuntimeError, ValueError, IndexError):  # out of memory, not implemented
+                raise
+            size = f"{list(x.shape)} of {x.dtype}"
+            raise ValueError(f"{where}: the model cannot run on its examples, {size}: {error}") from error
 
     def call(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         """Logits by kernels that can be differentiated twice: fused attention and cuDNN's recurrent layers cannot."""

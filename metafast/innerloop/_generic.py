@@ -57,7 +57,8 @@ class Generic(Functional):
             step = QUERY_STEP + k if which == "query" else k
             key = None if task is None else rounding_key(call.seed, call.first_task + task, step)
             stats = None if call.stats is None else call.stats[k if len(call.stats) > 1 else 0]
-            z = self.forward(self.join(theta, others), {n: b.clone() for n, b in buffers.items()}, x, stats, key)
+            own = {n: b.clone() for n, b in buffers.items()}
+            z = self.forward(self.join(theta, others), own, x, stats, key, f"{which}_x: task {task}")
             open_z = z[:, : int(data["classes"])] if "classes" in data else z
             return self.judge(open_z, y, f"{which}_y", task), z
 
@@ -248,7 +249,7 @@ class Generic(Functional):
                 key = rounding_key(seed, first_task + t, step)
                 row = None if stats is None else stats[0]
                 own = {n: b.clone() for n, b in buffers.items()}
-                z = self.forward(self.layout.unflatten(flat), own, x[t][rows], row, key)
+                z = self.forward(self.layout.unflatten(flat), own, x[t][rows], row, key, f"x: task {t}")
                 open_z = z if classes is None else z[:, : int(classes[t])]
                 value = self.judge(open_z, y[t][rows], "y", t)
                 (g,) = torch.autograd.grad(value, flat, create_graph=differentiable)

@@ -57,9 +57,9 @@ def _names(model: nn.Module, stack: list[str]) -> Iterator[None]:
 class Tracer(TorchFunctionMode):
     """Builds the instructions while the module runs."""
 
-    def __init__(self, model: nn.Module, batch_norm: str) -> None:
+    def __init__(self, model: nn.Module, batch_norm: str, tokens: bool) -> None:
         super().__init__()
-        self.batch_norm = batch_norm
+        self.batch_norm, self.tokens = batch_norm, tokens
         self.stack: list[str] = []
         self.params = {id(p): index for index, p in enumerate(model.parameters())}
         self.buffers = {id(b): name for name, b in model.named_buffers()}
@@ -67,6 +67,7 @@ class Tracer(TorchFunctionMode):
         self.values: list[tuple[int, int, int]] = []
         self.instructions: list[Instruction] = []
         self.layers: list[tuple[str, str]] = []
+        self.uses: dict[int, tuple[Any, str]] = {}  # of each parameter: how the first layer reads it, and its name
         self.norms: list[NormLayer] = []
         self.known = {layer.name: layer for layer in norm_layers(model)}
         self.stats = sum(2 * layer.channels for layer in self.known.values())
@@ -107,13 +108,31 @@ class Tracer(TorchFunctionMode):
     ) -> Tensor:
         """Adds an instruction; the new stand-in has the map's shape, or that of `like`."""
         value, _ = self.map(x)
+        name = self.stack[-1] if self.stack else "model"
+        if self.tokens and value == 0 and opcode is not Opcode.EMBED_MEAN:
+            raise self.fail(f"{opcode.name.lower()} of tokens")
         self.values.append(shape)
         out = len(self.values) - 1
         self.instructions.append(Instruction(opcode, out, value, **options))
-        name = self.stack[-1] if self.stack else "model"
+        self.share(self.instructions[-1], name)
         self.layers.append((name, f"{opcode.name.lower()} -> {'x'.join(map(str, shape))}"))
         sizes = like.shape if like is not None else (x.shape[0], *shape)
         return self.track(x.new_zeros(sizes), Cell(out))
+
+    def share(self, new: Instruction, name: str) -> None:
+        """A parameter has one layout in a kernel's memory, so all layers that share it must read it alike."""
+        sizes: tuple[Any, ...] = ()
+        if new.opcode in (Opcode.CONV2D, Opcode.LINEAR, Opcode.LAYER_NORM):
+            shape = self.values[new.in0]
+            sizes = (new.ints[:7], shape[0]) if new.opcode is Opcode.CONV2D else shape
+        for role in ("weight", "bias"):
+            index = getattr(new, role)
+            if index < 0:
+                continue
+            how = (new.opcode, role, sizes)
+            first, other = self.uses.setdefault(index, (how, name))
+            if first != how:
+                raise self.fail(f"it shares its {role} with layer {other}, which is of another kind or size")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -197,7 +216,7 @@ def _trace_once(
     if len(shape) == 0:
         raise Unsupported("input: examples must have a dimension of their own, got numbers")
     buffers = {name: id(b) for name, b in model.named_buffers()}
-    tracer = Tracer(model, batch_norm)
+    tracer = Tracer(model, batch_norm, tokens)
     # Anything but [F] and [C, H, W] is a vector until it is flattened, or reshaped to a map.
     size = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
     tracer.values.append((1, shape[0], 1) if tokens else size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ from metafast.ops._program import Opcode
 
 if TYPE_CHECKING:
     from metafast.innerloop._trace import Tracer
+
+
+# Elements of a max-pooling window: the CPU keeps the place of the maximum in one byte.
+MAX_WINDOW = 256
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -35,10 +40,12 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    _, (_, h, w) = t.map(input)
+    _, (c, h, w) = t.map(input)
     if input.dim() != 4:
         raise t.fail("conv2d of an input that is not [N, C, H, W]")
     index, bias_index = t.param(weight, "weight"), t.param(bias, "bias")
+    if weight.shape[1] * groups != c:
+        raise t.fail(f"it takes {weight.shape[1] * groups} channels and gets {c}")
     (kh, kw), (sh, sw) = weight.shape[2:], _pair(stride)
     if _pair(dilation) != (1, 1):
         raise t.fail(f"dilation {_pair(dilation)}; only 1 has a compiled form")
@@ -77,6 +84,8 @@ def _batch_norm(
     if input.dim() not in (2, 4) or input.dim() == 2 and h * w > 1:
         raise t.fail("batch norm over single elements of a flattened map")
     fixed = {"auto": not training, "batch": False, "running": True}[t.batch_norm]
+    if running_mean is not None and running_mean.numel() != c:
+        raise t.fail(f"it normalizes {running_mean.numel()} channels and gets {c}")
     name = t.stack[-1].split(" ")[0] if t.stack else ""
     layer = t.known.pop("" if name == "model" else name, None)
     if layer is None or layer.channels != c:  # a function, or a layer's second call: statistics of its own
@@ -85,9 +94,19 @@ def _batch_norm(
     offset = layer.offset
     t.norms.append(replace(layer, fixed=fixed))
     return t.emit(
-        Opcode.BATCH_NORM, input, shape, input, weight=t.param(weight, "weight"), bias=t.param(bias, "bias"),
+        Opcode.BATCH_NORM, input, shape, input, **_affine(t, weight, bias, c),
         ints=(int(fixed), offset), attributes=(float(eps),),
     )  # fmt: skip
+
+
+def _affine(t: Tracer, weight: Any, bias: Any, numel: int) -> dict[str, int]:
+    """The weight and the bias of a normalization."""
+    if weight is None and bias is not None:
+        raise t.fail("a bias without a weight")
+    for parameter in (weight, bias):
+        if parameter is not None and parameter.numel() != numel:
+            raise t.fail(f"it normalizes {parameter.numel()} channels or features and gets {numel}")
+    return {"weight": t.param(weight, "weight"), "bias": t.param(bias, "bias")}
 
 
 def _layer_norm(
@@ -106,7 +125,7 @@ def _layer_norm(
             "over all of an example"
         )
     return t.emit(
-        Opcode.LAYER_NORM, input, shape, input, weight=t.param(weight, "weight"), bias=t.param(bias, "bias"),
+        Opcode.LAYER_NORM, input, shape, input, **_affine(t, weight, bias, math.prod(shape)),
         attributes=(float(eps),),
     )  # fmt: skip
 
@@ -124,7 +143,7 @@ def _group_norm(
     if input.dim() not in (2, 4) or input.dim() == 2 and shape[1] * shape[2] > 1:
         raise t.fail("group norm over a flattened map")
     return t.emit(
-        Opcode.GROUP_NORM, input, shape, input, weight=t.param(weight, "weight"), bias=t.param(bias, "bias"),
+        Opcode.GROUP_NORM, input, shape, input, **_affine(t, weight, bias, shape[0]),
         ints=(int(num_groups),), attributes=(float(eps),),
     )  # fmt: skip
 
@@ -193,6 +212,13 @@ def _max_pool2d(
     if return_indices or _pair(dilation) != (1, 1):
         raise t.fail("max-pooling with dilation or returned indices")
     shape, ints = _window(t, input, kernel_size, stride, padding, ceil_mode)
+    return _emit_max_pool(t, input, shape, ints)
+
+
+def _emit_max_pool(t: Tracer, input: Any, shape: tuple[int, int, int], ints: tuple[int, ...]) -> Tensor:
+    kh, kw = ints[:2]
+    if kh * kw > MAX_WINDOW:
+        raise t.fail(f"max-pooling over windows of {kh}x{kw}; at most {MAX_WINDOW} elements have a compiled form")
     return t.emit(Opcode.MAX_POOL, input, shape, ints=ints)
 
 
@@ -233,7 +259,7 @@ def _adaptive_max_pool2d(t: Tracer, input: Any, output_size: Any, return_indices
     if return_indices:
         raise t.fail("max-pooling with returned indices")
     oh, ow, kh, kw = _adaptive(t, input, output_size)
-    return t.emit(Opcode.MAX_POOL, input, (t.map(input)[1][0], oh, ow), ints=(kh, kw, kh, kw, 0, 0))
+    return _emit_max_pool(t, input, (t.map(input)[1][0], oh, ow), (kh, kw, kh, kw, 0, 0))
 
 
 def _mean(
@@ -304,7 +330,10 @@ def _embedding_bag(
     ):
         raise t.fail("only nn.EmbeddingBag(mode='mean') of tokens [N, L], without offsets, weights and max_norm")
     value, table = _tokens(t, input), t.param(weight, "weight")
-    return _embed_mean(t, input, value, table, -1 if padding_idx is None else int(padding_idx), weight.shape[1])
+    padding = -1 if padding_idx is None else int(padding_idx)
+    if padding_idx is not None and padding < 0:  # from the end
+        padding += weight.shape[0]
+    return _embed_mean(t, input, value, table, padding, weight.shape[1])
 
 
 def _add(t: Tracer, input: Any, other: Any, *, alpha: float = 1, in_place: bool = False) -> Tensor:

@@ -85,7 +85,8 @@ DATA: dict[str, tuple[Change, type[Exception], str]] = {
     "no query": (lambda b: replace(b, query_x=b.query_x[:, :0], query_y=b.query_y[:, :0]), ValueError, "0 query"),
     "nothing valid": (lambda b: replace(b, support_mask=torch.arange(3)[:, None].ne(1).expand(3, 5)), ValueError,
                       "support_mask: task 1 has no valid example"),
-    "shape": (lambda b: make_batch((7,), dtype=torch.float32), (ValueError, RuntimeError), "7"),
+    "shape": (lambda b: make_batch((7,), dtype=torch.float32), ValueError,
+              r"support_x: task 0: the model cannot run on its examples, \[5, 7\] of torch.float32: .*5x7 and 6x5"),
 }  # fmt: skip
 
 
@@ -95,6 +96,36 @@ def test_data(case: str, engine: str) -> None:
     change, kind, message = DATA[case]
     with pytest.raises(kind, match=message):
         InnerLoop(model(), engine=engine)(change(batch()))
+
+
+def test_the_task_that_a_model_refuses_is_named() -> None:
+    b = replace(batch(), query_mask=torch.tensor([[True] * 4, [True] * 4, [True, False, False, False]]))
+    normed = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    message = r"query_x: task 2: the model cannot run on its examples, \[1, 6\] .*: Expected more than 1 value"
+    with pytest.raises(ValueError, match=message):
+        InnerLoop(normed, engine="loop")(b)
+    with pytest.raises(ValueError, match=r"^x: task 0: the model cannot run on its examples, \[3, 7\]"):
+        InnerLoop(model()).gradient(torch.zeros(53), torch.zeros(2, 3, 7), torch.zeros(2, 3, dtype=torch.int64))
+
+
+MISFITS: dict[str, tuple[nn.Module, str]] = {
+    "convolution": (nn.Conv2d(3, 4, 3), r"layer 0 \(Conv2d\): it takes 3 channels and gets 2"),
+    "batch norm": (nn.BatchNorm2d(5), r"layer 0 \(BatchNorm2d\): it normalizes 5 channels and gets 2"),
+    "group norm": (nn.GroupNorm(2, 6), r"layer 0 \(GroupNorm\): it normalizes 6 channels or features and gets 2"),
+    "statistics": (nn.BatchNorm2d(5, affine=False).eval(), r"layer 0 \(BatchNorm2d\): it normalizes 5 channels"),
+    "map": (nn.Conv2d(2, 4, 7), r"layer 0 \(Conv2d\): a map of 6x6 is too small"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_shapes_that_fit_no_layer(case: str) -> None:
+    layer, message = MISFITS[case]
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3))
+    images = make_batch((2, 6, 6), dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"engine='compiled' cannot run this model: {message}"):
+        InnerLoop(net, engine="compiled")(images)
+    with pytest.raises(ValueError, match=r"support_x: task 0: the model cannot run on its examples, \[5, 2, 6, 6\]"):
+        InnerLoop(net)(images)
 
 
 def test_classes_of_a_task() -> None:

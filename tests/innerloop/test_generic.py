@@ -169,6 +169,13 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "softmax": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), (6,), r"layer 1 \(Softmax\): .*softmax"),
     "dilation": (lambda: nn.Sequential(nn.Conv2d(2, 3, 2, dilation=2), nn.Flatten(), nn.LazyLinear(3)), (2, 4, 4),
                  r"layer 0 \(Conv2d\): dilation"),
+    "pool window": (lambda: nn.Sequential(nn.MaxPool2d((17, 16)), nn.Flatten(), nn.Linear(2, 3)), (2, 17, 16),
+                    r"layer 0 \(MaxPool2d\): max-pooling over windows of 17x16; at most 256"),
+    "global pool": (lambda: nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(2, 3)), (2, 16, 18),
+                    r"layer 0 \(AdaptiveMaxPool2d\): max-pooling over windows of 16x18"),
+    "padding": (lambda: nn.Sequential(nn.Conv2d(2, 1, (2, 3), padding=(2, 0)), nn.Flatten(), nn.Linear(14, 3)),
+                (2, 4, 4), r"layer 0 \(Conv2d\): padding \(2, 0\) as large as the kernel \(2, 3\)"),
+    "two strides": (lambda: TwoStrides(), (2, 6, 6), r"it shares its weight with layer first \(Conv2d\), which is of"),
     "map": (lambda: nn.Sequential(nn.Conv2d(2, 3, 2)), (2, 4, 4), r"its output must be computed logits \[N, C\]"),
     "spectral norm": (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3))), (6,), "layer 0"),
     "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))), (6,),
@@ -189,6 +196,29 @@ class Plus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.shift
+
+
+class TwoStrides(nn.Module):
+    """One weight, used with two strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.conv2d(self.first(x), self.first.weight, stride=2, padding=1).flatten(1))
+
+
+class Tied(nn.Module):
+    """The table of its embedding is the weight of its last layer, as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 5), nn.Linear(5, 9)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens).mean(1))
 
 
 class LayerDrop(nn.Module):
@@ -234,6 +264,16 @@ def test_compiled_names_the_layer(case: str) -> None:
     assert inner.explain().engine in ("loop", "vmap")
     assert bool(outcome.loss.isfinite())
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+
+
+def test_a_weight_shared_by_layers_of_two_kinds() -> None:
+    torch.manual_seed(0)
+    model, batch = Tied().double(), make_batch((4,), tokens=True)
+    inner = InnerLoop(model, steps=2)
+    assert worst(gradients(inner, batch, rates=0.3)[1], plain_loop(model, batch, 0.3, 2))[0] < 1e-10
+    assert r"layer head (Linear): it shares its weight with layer" in inner.explain().reason
+    with pytest.raises(ValueError, match=r"cannot run this model: layer head \(Linear\): it shares its weight"):
+        InnerLoop(model, engine="compiled")(batch)
 
 
 def test_a_straight_through_gradient_is_kept() -> None:
