@@ -159,18 +159,22 @@ def test_a_finite_difference_of_the_meta_loss() -> None:
     assert sum(float((found[n] * d).sum()) for n, d in direction.items()) == pytest.approx(slope, rel=1e-7)
 
 
-def resnet18() -> nn.Module:
+def resnet(layer_type: str, depths: list[int]) -> nn.Module:
+    """One of the Hugging Face hub's, narrow, with random weights."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[2, 2, 2, 2], layer_type="basic", num_labels=3
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=depths, layer_type=layer_type, num_labels=3
     )
     return transformers.ResNetForImageClassification(config)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet12", "conv4"])
+RESNETS = {"resnet18": ("basic", [2, 2, 2, 2]), "resnet50": ("bottleneck", [3, 4, 6, 3])}
+
+
+@pytest.mark.parametrize("name", [*RESNETS, "resnet12", "conv4"])
 def test_known_networks_compile(name: str) -> None:
     models = {
-        "resnet18": resnet18,
+        **{known: lambda known=known: resnet(*RESNETS[known]) for known in RESNETS},
         "resnet12": lambda: ResNet12(3, 3, widths=(4, 4, 8, 8), seed=0),
         "conv4": lambda: Conv4(3, 3, 32, channels=4, downsample="max_pool", seed=0),
     }
@@ -184,17 +188,28 @@ def test_known_networks_compile(name: str) -> None:
     assert error < 1e-8, (where, error)
 
 
-def test_only_the_last_block_adapts() -> None:
+@pytest.mark.parametrize("name", RESNETS)
+def test_only_the_last_block_adapts(name: str) -> None:
     """A frozen body in evaluation mode, a head and last block that adapt: as with a pre-trained network."""
-    model = resnet18().double()
+    torch.manual_seed(0)
+    model = resnet(*RESNETS[name]).double()
     model.resnet.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # away from zeros and ones
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
     names = ["resnet.encoder.stages.3.*", "classifier.*"]
     for n, p in model.named_parameters():
         p.requires_grad_(n.startswith(("resnet.encoder.stages.3.", "classifier.")))
     batch = make_batch((3, 32, 32), tasks=2, support=4, query=3)
-    found = gradients(InnerLoop(model, steps=2, adapted=names, engine="compiled"), batch, rates=0.01)[1]
+    outcome, found = gradients(
+        InnerLoop(model, steps=2, adapted=names, engine="compiled"), batch, rates=0.01, want_adapted=True
+    )
     expected = gradients(InnerLoop(model, steps=2, engine="loop"), batch, rates=0.01)[1]
     assert worst(found, expected)[0] < 1e-9
+    for n, p in model.named_parameters():
+        moved = not torch.equal(outcome.adapted[n][0], p.detach())
+        assert moved == p.requires_grad, n
     assert not found["resnet.embedder.embedder.convolution.weight"].any()
 
 
