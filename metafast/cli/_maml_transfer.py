@@ -59,7 +59,7 @@ def show(console: Console, report: Report) -> None:
                 "" if reached is None else f"{1e3 * row['seconds_to_threshold']:.1f}",
             )  # fmt: skip
         console.print(table)
-    console.print(f"Recipe: {report.options['recipe']} ({RECIPES[report.options['recipe']].name}). ", highlight=False)
+    console.print(f"Recipe: {report.options['recipe']}.", highlight=False)
     for part, lines in report.data.items():
         console.print(f"  {part}: {', '.join(lines)}", highlight=False)
     console.print(f"Backbone: {report.backbone}.", highlight=False)

@@ -177,6 +177,7 @@ def transfer(
     episodes: Annotated[int, typer.Option(min=2, help="Test episodes of each data set.")] = 600,
     threshold: Annotated[float | None, typer.Option(help="Accuracy to reach. Default: 90 % of the best.")] = None,
     limit: Annotated[int, typer.Option(min=20, help="Most images of a class that are used.")] = 200,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Seed = 0,
     output: Output = Path("metafast-transfer"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the one in the same folder.")] = False,
@@ -190,5 +191,5 @@ def transfer(
     _maml_transfer.transfer(
         recipe.value, backbone, iterations=iterations, ways=ways, shots=shots, queries=queries, tasks=tasks,
         meta_lr=meta_lr, inner_lr=inner_lr, steps=steps, pretrain_steps=pretrain_steps, episodes=episodes,
-        threshold=threshold, limit=limit, seed=seed, output=output, resume=resume,
+        threshold=threshold, limit=limit, device=device, seed=seed, output=output, resume=resume,
     )  # fmt: skip

@@ -62,7 +62,7 @@ HUB = Recipe(
     ),
     val=(
         Source("Stanford Cars", "stanford_cars", hub="Donghyun99/Stanford-Cars"),
-        Source("FGVC Aircraft", "fgvc_aircraft", hub="HuggingFaceM4/FGVC-Aircraft", label="variant"),
+        Source("FGVC Aircraft", "fgvc_aircraft", hub="Donghyun99/FGVC-Aircraft"),
     ),
     test=(
         Source("Oxford-IIIT Pet", "oxford_pets", hub="timm/oxford-iiit-pet"),

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from metafast.cli import _maml_setup, _maml_use, build_app
+from metafast.cli import _maml_setup, _maml_transfer, _maml_use, build_app
+from metafast.data import DatasetNotFoundError
 from metafast.maml import ALGORITHMS, trainer
 from metafast.runs import Run
 
@@ -168,6 +169,27 @@ def test_wrong_options(tmp_path, arguments, text):
     result = call(*arguments, *output)
     assert result.exit_code == 2, result.output
     assert text.lower() in words(result).lower()
+
+
+@pytest.mark.parametrize(
+    ("given", "hub_is_there", "recipe"), [("auto", True, "hub"), ("auto", False, "local"), ("hub", False, "hub")]
+)
+def test_transfer_takes_the_recipe_that_is_at_hand(tmp_path, monkeypatch, given, hub_is_there, recipe):
+    seen = []
+
+    def run(options, output, **more):
+        seen.append((options, output, more["resume"]))
+        raise DatasetNotFoundError("no such photos")
+
+    monkeypatch.setattr(_maml_transfer, "at_hand", lambda recipe: hub_is_there)
+    monkeypatch.setattr(_maml_transfer, "run", run)
+    result = call("transfer", "--recipe", given, "--output", tmp_path, "--device", "cuda", "--resume", "--seed", 3)
+    assert result.exit_code == 2 and "no such photos" in words(result)
+    ((options, output, resume),) = seen
+    assert (options.recipe, options.device, options.seed, output, resume) == (recipe, "cuda", 3, tmp_path, True)
+    assert (options.meta_lr, options.inner_lr, options.steps, options.tasks) == (0.001, 0.01, 10, 4)
+    assert options.iterations == 1000
+    assert ("the local recipe runs" in words(result)) == (given == "auto" and not hub_is_there)
 
 
 def test_a_run_of_something_else_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The transfer experiment on small sets of pictures: what it reports, that it resumes, and its backbones."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from metafast.data import ClassSet, DatasetNotFoundError
+from metafast.data import ClassSet, DatasetNotFoundError, _few_shot, _load
 from metafast.maml import _transfer_data, transfer
 from metafast.maml._transfer_backbone import SmallBackbone, hub_backbone, own_backbone
-from metafast.maml._transfer_data import RECIPES, Recipe, Source
+from metafast.maml._transfer_data import RECIPES, Recipe, Source, at_hand
 
 OPTIONS = transfer.Options(
     iterations=2, ways=3, shots=2, queries=3, tasks=2, steps=2, course=4, pretrain_steps=3, episodes=4, val_episodes=2
@@ -158,6 +159,97 @@ def test_photos_of_any_size_are_read_resized_and_limited(tmp_path, monkeypatch):
     assert found.examples.shape == (4, 3, 16, 16) and found.counts.tolist() == [2, 2]
     assert found.names == ("photos/4", "photos/7")
     assert found.examples[1, 0].max() == 10
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with small photos under the names of the hub recipe, and the same as what the hub would give."""
+    datasets = pytest.importorskip("datasets", reason="the hf extra is not installed")
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    recipe, folder = RECIPES["hub"], tmp_path / "data"
+
+    def write(source, split, rows, side):
+        def picture(label):
+            colour = np.array([label * 37 % 200, label * 91 % 200, label * 53 % 200])
+            noise = generator.integers(0, 55, (*side(), 3))
+            return image.fromarray((colour + noise).astype(np.uint8))
+
+        cifar = source.name == "cifar100"
+        columns = {"img" if cifar else "image": [picture(label) for label in rows]}
+        columns |= {"fine_label": rows, "coarse_label": [n % 20 for n in rows]} if cifar else {"label": rows}
+        kinds = {n: datasets.Image() if n in ("img", "image") else datasets.Value("int64") for n in columns}
+        (folder / source.name).mkdir(parents=True, exist_ok=True)
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        made.to_parquet(folder / source.name / f"{split}.parquet")
+
+    for source in (*recipe.train, *recipe.val, *recipe.test):
+        several = source.name != "cifar100"
+        for split in source.splits:
+            rows = list(range(4 if several else 100)) * (6 if len(source.splits) == 1 else 3)
+            write(source, split, rows, (lambda: generator.integers(20, 60, 2)) if several else (lambda: (32, 32)))
+    caches = (_few_shot._all_classes, _few_shot._few_shot)
+    for cache in caches:
+        cache.cache_clear()
+    yield folder
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("place", ["files", "hub"])
+def test_the_hub_recipe_runs_on_what_has_its_names(photos, place, tmp_path, monkeypatch):
+    """Every source by its name, a ResNet of transformers from a folder: only the pictures and weights are stand-ins."""
+    transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
+    recipe, asked = RECIPES["hub"], []
+    if place == "files":
+        monkeypatch.setenv("METAFAST_DATA", str(photos))
+        assert at_hand(recipe)
+    else:
+        monkeypatch.setenv("METAFAST_DATA", str(tmp_path / "nothing"))
+        sources = {s.hub or _load.HUB_NAMES[s.name]: s for s in (*recipe.train, *recipe.val, *recipe.test)}
+
+        def from_hub(name, split):
+            asked.append((name, split))
+            return _load._read(photos / sources[name].name / f"{split}.parquet")
+
+        monkeypatch.setattr(_load, "_from_hub", from_hub)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    backbone = tmp_path / "resnet"
+    transformers.ResNetModel(config).save_pretrained(backbone)
+    told = []
+    options = replace(OPTIONS, recipe="hub", backbone=str(backbone), limit=6)
+    report = transfer.run(options, tmp_path / "out", tell=told.append, progress=False)
+    assert report.data == {
+        "train": ["CIFAR-100 (100 classes)", "Caltech-256 (4 classes)", "Flowers-102 (4 classes)"],
+        "val": ["Stanford Cars (4 classes)", "FGVC Aircraft (4 classes)"],
+        "test": ["Oxford-IIIT Pet (4 classes)", "SUN397 (4 classes)"],
+    }
+    assert {(row["start"], row["data"]) for row in report.rows} == {
+        (start, data) for start in transfer.STARTS for data in ("Oxford-IIIT Pet", "SUN397")
+    }
+    assert all(np.isfinite(row["accuracy"]).all() for row in report.rows)
+    assert report.backbone == f"{backbone}, frozen"
+    assert f"backbone: {backbone}; features [16, 4, 4]" in told
+    if place == "hub":
+        everything = (*recipe.train, *recipe.val, *recipe.test)
+        wanted = [(s.hub or _load.HUB_NAMES[s.name], split) for s in everything for split in s.splits]
+        assert asked == wanted
+
+
+def test_a_recipe_is_at_hand_in_files_or_by_the_hub(photos, tmp_path, monkeypatch):
+    def no_network(*arguments):
+        raise OSError("no network")
+
+    monkeypatch.setattr(_transfer_data.socket, "create_connection", no_network)
+    monkeypatch.setenv("METAFAST_DATA", str(photos))
+    assert at_hand(RECIPES["hub"])
+    (photos / "sun397" / "test.parquet").unlink()
+    assert not at_hand(RECIPES["hub"])
+    monkeypatch.setattr(_transfer_data.socket, "create_connection", lambda *_: contextlib.nullcontext())
+    assert at_hand(RECIPES["hub"])
 
 
 def test_a_data_set_that_is_not_there_says_so(tmp_path, monkeypatch):
