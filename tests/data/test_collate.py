@@ -280,6 +280,28 @@ def test_close_wakes_a_thread_that_waits():
     assert not waiter.is_alive()
 
 
+@needs_native
+def test_gathering_leaves_the_interpreter_to_others():
+    plan = make_plan(tasks=40000, count=40000)
+    collator, arrays = native_collator(plan, 1), Pool(plan, keep=1, pinned=False).take().all()
+    began, ended = threading.Event(), threading.Event()
+
+    def gather():
+        began.set()
+        collator.collate(0, arrays)
+        ended.set()
+
+    thread = threading.Thread(target=gather)
+    thread.start()
+    began.wait()
+    turns = 0
+    while not ended.is_set():
+        time.sleep(1e-3)  # with the interpreter held, the first sleep would last to the end
+        turns += 1
+    thread.join()
+    assert turns >= 5
+
+
 ENDINGS = """
 import os, signal, sys, traceback
 import numpy as np

@@ -1,8 +1,10 @@
 """Episodes: reproducible, resumable, split over ranks, and clear about what they cannot do."""
 
 import json
+import statistics
 import subprocess
 import sys
+import time
 from itertools import islice
 
 import numpy as np
@@ -329,8 +331,6 @@ def test_the_global_generators_are_left_alone():
 @pytest.mark.skipif(_collate.native() is None, reason="metafast._host is not built")
 def test_data_for_a_step_costs_less_than_the_step():
     """On one core 32 tasks of Omniglot's shape take about a millisecond; a slow loop over examples takes hundreds."""
-    import time
-
     source = ClassSet(
         np.zeros((4000, 1, 28, 28), np.uint8), np.arange(4000) % 200, tuple(map(str, range(200))), turned_classes=True
     )
@@ -341,6 +341,30 @@ def test_data_for_a_step_costs_less_than_the_step():
         next(made)
         times.append(time.thread_time() - begin)
     assert min(times) < 0.05
+
+
+@pytest.mark.skipif(_collate.native() is None, reason="metafast._host is not built")
+def test_a_step_never_waits_for_data():
+    """While a step takes three times as long as a meta-batch, the next one is made; on a busy machine, now and then."""
+    rng = np.random.default_rng(0)
+    source = ClassSet(
+        rng.integers(0, 256, (800, 3, 84, 84)).astype(np.uint8), np.arange(800) % 40, tuple(map(str, range(40)))
+    )
+
+    def waits(step, **options):
+        made, times = iter(episodes(source, tasks=8, augment=Augment(rotate=True, flip=True), **options)), []
+        for _ in range(9):
+            begin = time.perf_counter()
+            next(made)
+            times.append(time.perf_counter() - begin)
+            time.sleep(step)
+        return statistics.median(times[1:])
+
+    def ratio():
+        alone = waits(0.0, prefetch=0)
+        return waits(3 * alone, prefetch=2, workers=1) / alone
+
+    assert any(ratio() < 0.25 for _ in range(5))
 
 
 @pytest.mark.gpu
