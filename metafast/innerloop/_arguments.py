@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metafast._checks import integer
 from metafast.innerloop._layout import Layout
+from metafast.ops._program import Loss
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
@@ -161,12 +162,21 @@ def check_examples(name: str, x: Tensor, like: Tensor) -> None:
         raise TypeError(f"{name} is {x.dtype}, the model's parameters are {like.dtype}; use batch.to(dtype=...)")
 
 
-def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | None, width: int) -> None:
-    """Class numbers below the task's number of classes, padding left out; on the CPU only, where it costs no wait."""
-    if y.dtype is not torch.int64:
+def check_kind(name: str, y: Tensor, kind: Loss | None, dtype: torch.dtype) -> None:
+    """Class numbers for cross-entropy, numbers of the model's dtype for squared errors; a user's loss takes any."""
+    if kind is Loss.CROSS_ENTROPY and y.dtype is not torch.int64:
         raise TypeError(
             f"{name} must be int64 class numbers for cross_entropy, got {y.dtype}; for targets use loss='mse'"
         )
+    if kind is Loss.MSE and y.dtype != dtype:
+        raise TypeError(
+            f"{name} must be {dtype} targets for mse, got {y.dtype}; for class numbers use loss='cross_entropy'"
+        )
+
+
+def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | None, width: int) -> None:
+    """Class numbers below the task's number of classes, padding left out; on the CPU only, where it costs no wait."""
+    check_kind(name, y, Loss.CROSS_ENTROPY, y.dtype)
     if y.device.type != "cpu":
         return
     if classes is not None:
@@ -189,14 +199,37 @@ def check_labels(name: str, y: Tensor, mask: Tensor | None, classes: Tensor | No
         )
 
 
+def check_sides(x: Tensor, y: Tensor, mask: Tensor | None, classes: Tensor | None) -> None:
+    """What `TaskBatch` checks of its fields, for those who come without one."""
+    if y.shape[:2] != x.shape[:2]:
+        raise ValueError(f"y must be [tasks, examples, ...] as x, {list(x.shape[:2])}, got {list(y.shape)}")
+    if mask is not None and (mask.dtype is not torch.bool or mask.shape != x.shape[:2]):
+        raise ValueError(f"mask must be bool {list(x.shape[:2])} as x, got {mask.dtype} {list(mask.shape)}")
+    if classes is not None and (classes.dtype is not torch.int64 or classes.shape != x.shape[:1]):
+        raise ValueError(f"classes must be int64 {list(x.shape[:1])}, got {classes.dtype} {list(classes.shape)}")
+
+
 def check_targets(name: str, y: Tensor, width: int, dtype: torch.dtype) -> None:
     """Targets of mean squared error, `[T, N, D]`."""
-    if not y.is_floating_point() or y.dtype != dtype:
-        raise TypeError(
-            f"{name} must be {dtype} targets for mse, got {y.dtype}; for class numbers use loss='cross_entropy'"
-        )
+    check_kind(name, y, Loss.MSE, dtype)
     if y.dim() != 3 or y.shape[2] != width:
         raise ValueError(f"{name} must be [tasks, examples, {width}], as the model's output, got {list(y.shape)}")
+
+
+def check_single(name: str, layer: str, x: Tensor, mask: Tensor | None, mini_batch: int | None = None) -> None:
+    """A batch norm over vectors needs two examples of a task: of one it makes zeros."""
+    if min(x.shape[1], mini_batch or x.shape[1]) > 1 and mask is None:
+        return
+    task, count = 0, min(x.shape[1], mini_batch or x.shape[1])
+    if mask is not None and mask.device.type == "cpu":
+        counts = mask.sum(1)
+        task = int(counts.argmin())
+        count = min(count, int(counts[task]))
+    if count == 1:
+        raise ValueError(
+            f"{name}: task {task} has 1 example in a pass, and layer {layer} needs more than 1 value per channel; "
+            "give more, or batch_norm='running'"
+        )
 
 
 def check_tokens(name: str, x: Tensor, vocabulary: int) -> None:
@@ -211,12 +244,24 @@ def check_tokens(name: str, x: Tensor, vocabulary: int) -> None:
         raise ValueError(f"{name}: task {task} has tokens outside 0 to {vocabulary - 1}")
 
 
-def name_nan(batch: TaskBatch, task: int) -> str:
-    """Why the loss of a task may be not finite: its inputs, or the adaptation."""
+def make_seed(name: str, value: Any) -> int:
+    """An integer that the ops can take."""
+    number = integer(name, value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+    return number
+
+
+def name_nan(batch: TaskBatch, task: int, weights: Tensor | None = None, rates: Tensor | None = None) -> str:
+    """Why the loss of a task may be not finite: its inputs, where it starts, its rates, or the adaptation."""
     for name in ("support_x", "support_y", "query_x", "query_y"):
         value = getattr(batch, name)[task]
         mask = getattr(batch, f"{name.split('_')[0]}_mask")
         value = value if mask is None else value[mask[task]]
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return f"its {name} contains NaN or infinity"
+    if weights is not None and not bool((weights if weights.dim() == 1 else weights[task]).isfinite().all()):
+        return "the parameters that it starts from contain NaN or infinity, as after an outer step that was too large"
+    if rates is not None and not bool(rates.isfinite().all()):
+        return "rates contain NaN or infinity"
     return "its inputs are finite, so adaptation diverged; lower rates"

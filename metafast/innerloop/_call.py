@@ -39,6 +39,7 @@ class Call:
     wants_query_x: bool = False
     want_adapted: bool = False
     want_batch_stats: bool = False
+    want_logits: bool = True  # else there is no query pass but for losses that count
 
 
 @dataclass

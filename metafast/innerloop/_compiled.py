@@ -15,7 +15,7 @@ from metafast.innerloop._rules import SGD, Adam
 from metafast.innerloop._trace import Traced
 from metafast.ops._inner_loop_graph import InnerLoopGraphs
 from metafast.ops._native import LIBRARIES
-from metafast.ops._program import encode
+from metafast.ops._program import Opcode, encode
 
 
 @dataclass
@@ -32,6 +32,11 @@ class Compiled:
         self.memory = torch.zeros(1, dtype=torch.int64)  # bytes, written after each call of a native CPU kernel
         native = self.backend is None and LIBRARIES["cpu"].loaded
         self.note_memory: Any = ops.REGISTRY["inner_loop_memory"].overload if native else None
+        program = self.traced.program
+        self.norm_of_vectors = next(
+            (name for i, (name, _) in zip(program.instructions, self.traced.layers, strict=True)
+             if i.opcode is Opcode.BATCH_NORM and i.ints[0] == 0 and program.values[i.in0][1:] == (1, 1)), None,
+        )  # fmt: skip
         c, h, w = self.traced.program.values[0]
         self.example = (h,) if self.traced.program.tokens else (c,) if h == w == 1 else (c, h, w)
 
@@ -115,7 +120,8 @@ class Compiled:
             *self.vectors, weights, call.rates, self.shaped(batch.support_x), batch.support_y, batch.support_mask,
             self.shaped(batch.query_x), batch.query_y, batch.query_mask, batch.classes, call.batches, call.stats,
             call.query_weights, call.task_weights, steps, call.order, *options, call.seed, call.first_task,
-            call.memory_budget, result.task_losses, result.support_losses, result.query_losses, result.logits,
+            call.memory_budget, result.task_losses, result.support_losses, result.query_losses,
+            result.logits if call.want_logits else None,
             result.grad_weights, result.grad_rates, self.shaped(result.grad_support_x),
             self.shaped(result.grad_query_x), result.adapted, result.batch_stats,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metafast.innerloop._arguments import check_kind
 from metafast.innerloop._layout import Layout
 from metafast.innerloop._loss import LossKind
 from metafast.innerloop._model import NormLayer, logits_of, norm_layers
@@ -161,9 +162,15 @@ class Functional:
     # ---- one task
 
     def judge(self, z: Tensor, y: Tensor, name: str, task: int | None) -> Tensor:
-        """The loss, 0 for no examples; labels that the logits do not have are named."""
+        """The loss, 0 for no examples; what does not fit the logits is named."""
         if y.shape[0] == 0:
             return z.sum() * 0
+        check_kind(name, y, self.loss.kind, z.dtype)
+        if self.loss.kind is Loss.MSE and y.shape != z.shape:  # torch would broadcast
+            raise ValueError(
+                f"{name} must be [tasks, examples, numbers], {list(z.shape)} for each task as the model's output, "
+                f"got {list(y.shape)}"
+            )
         if self.loss.kind is Loss.CROSS_ENTROPY and task is not None:
             low, high = y.aminmax()
             if int(low) < 0 or int(high) >= z.shape[1]:

@@ -59,14 +59,19 @@ class Generic(Functional):
             stats = None if call.stats is None else call.stats[k if len(call.stats) > 1 else 0]
             own = {n: b.clone() for n, b in buffers.items()}
             z = self.forward(self.join(theta, others), own, x, stats, key, f"{which}_x: task {task}")
-            open_z = z[:, : int(data["classes"])] if "classes" in data else z
+            open_z = z
+            if "classes" in data:
+                count = int(data["classes"])
+                if not 1 <= count <= z.shape[1]:
+                    raise ValueError(f"classes: task {task} has {count}, the model has {z.shape[1]}")
+                open_z = z[:, :count]
             return self.judge(open_z, y, f"{which}_y", task), z
 
         def support_loss(k: int, chosen: Tensor | None, theta: Tensor) -> Tensor:
             return evaluate(theta, "support", k, chosen)[0]
 
         for k in range(call.steps + 1):
-            if wanted[k] != 0 or k == call.steps:
+            if wanted[k] != 0 or k == call.steps and call.want_logits:
                 context = torch.enable_grad() if differentiable and wanted[k] != 0 else torch.no_grad()
                 with context:
                     value, z = evaluate(theta, "query", k)
@@ -85,7 +90,8 @@ class Generic(Functional):
             theta = theta - self.rate(rates, k) * optimizer.update(g, theta, start)
             if not differentiable:
                 theta = theta.detach()
-        assert logits is not None
+        if logits is None:
+            logits = theta.new_zeros(data["query_x"].shape[0], 0)
         report = {"support_losses": torch.stack(support_losses), "query_losses": torch.stack(query_losses),
                   "logits": logits, "task_losses": total.detach()}  # fmt: skip
         if call.want_adapted:

@@ -46,7 +46,7 @@ def run_hook(engine: Any, call: Call, weights: Tensor, batch: TaskBatch, layout:
 
     with torch.set_grad_enabled(call.order > 0 and torch.is_grad_enabled()):
         for k in range(call.steps + 1):
-            if wanted[k] != 0 or k == call.steps:
+            if wanted[k] != 0 or k == call.steps and call.want_logits:
                 losses, logits, _ = evaluate("query", QUERY_STEP + k, k)
                 if wanted[k] != 0:
                     total = total + wanted[k] * losses

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metafast._checks import integer
 from metafast.innerloop import _arguments as arguments
 from metafast.innerloop._call import Call, detached, flat_starts, take_tasks
 from metafast.innerloop._compiled import Compiled
@@ -98,14 +99,12 @@ class InnerLoop:
                                      ("on_nan", on_nan, ON_NAN), ("order", order, (0, 1, 2))):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        if memory_budget is not None and memory_budget < 0:
-            raise ValueError(f"memory_budget must be at least 0 bytes, got {memory_budget}; None is no limit")
         self.model = model
         self.steps = arguments.check_steps(steps)
         self.rule = make_rule(rule)
         self.order = order
         self.engine = engine
-        self.memory_budget = -1 if memory_budget is None else int(memory_budget)
+        self.memory_budget = -1 if memory_budget is None else integer("memory_budget", memory_budget, minimum=0)
         self.batch_norm = batch_norm
         self.on_nan = on_nan
         self.layout = Layout(model, adapted)
@@ -113,6 +112,7 @@ class InnerLoop:
         self._engines = Engines(model, self.layout, self.loss, engine, batch_norm)
         self._constants: dict[Any, Tensor] = {}
         self._last_only: dict[int, Tensor] = {}
+        self._want_logits = True
 
     def __call__(
         self,
@@ -174,7 +174,7 @@ class InnerLoop:
         if not torch.is_grad_enabled() or not any(s.requires_grad for s in sources) and not callable(self.rule):
             order = 0
         engine = self._engines.choose(batch.support_x)
-        self._check_data(engine, batch)
+        self._check_data(engine, batch, batches)
         with torch.no_grad():
             weights = flat_starts(starts, self.layout, tasks)
         call = Call(
@@ -188,8 +188,8 @@ class InnerLoop:
             steps=steps,
             order=order,
             rule=self.rule,
-            seed=int(seed),
-            first_task=int(first_task),
+            seed=arguments.make_seed("seed", seed),
+            first_task=arguments.make_seed("first_task", first_task),
             memory_budget=self.memory_budget,
             wants_weights=any(s.requires_grad for s in starts),
             wants_rates=chosen_rates.requires_grad,
@@ -197,11 +197,12 @@ class InnerLoop:
             wants_query_x=batch.query_x.requires_grad,
             want_adapted=want_adapted,
             want_batch_stats=want_batch_stats,
+            want_logits=self._want_logits,
         )
         if callable(self.rule):
             return self._by_hook(engine, call, starts, batch)
         engine, result = self._engines.run(engine, call)
-        loss, dropped = meta_loss(result.task_losses, call.task_weights, self.on_nan, batch)
+        loss, dropped = meta_loss(result.task_losses, call.task_weights, self.on_nan, batch, call.weights, call.rates)
         if dropped and order:
             result = engine.run(replace(call, task_weights=without(call.task_weights, dropped, tasks, device)))
         if order:
@@ -325,6 +326,8 @@ class InnerLoop:
         if flat.shape[-1] != self.layout.numel or flat.dim() not in (1, 2) or flat.dim() == 2 and len(flat) != len(x):
             raise ValueError(f"params must be [{len(x)}, {self.numel}] or [{self.numel}], got {list(flat.shape)}")
         arguments.check_examples("x", x, flat)
+        arguments.check_sides(x, y, mask, classes)
+        numbers = [arguments.make_seed(*v) for v in (("seed", seed), ("step", step), ("first_task", first_task))]
         flat = flat.expand(len(x), -1)
         engine = self._engines.choose(x)
         if isinstance(engine, Compiled):
@@ -332,7 +335,7 @@ class InnerLoop:
         else:
             engine = self._engines.loop
         row = self._stats(engine, stats, 0, flat)
-        losses, logits, grads = engine.gradient(flat, x, y, mask, classes, row, int(seed), int(step), int(first_task))
+        losses, logits, grads = engine.gradient(flat, x, y, mask, classes, row, *numbers)
         return losses, logits, self.layout.unflatten(grads) if mapping else grads
 
     def explain(self) -> Explanation:
@@ -391,11 +394,14 @@ class InnerLoop:
             return arguments.make_stats(stats, steps, engine.stats_width, like)
         return engine.running_stats() if isinstance(engine, Compiled) else None
 
-    def _check_data(self, engine: Engine, batch: TaskBatch) -> None:
+    def _check_data(self, engine: Engine, batch: TaskBatch, batches: Tensor | None) -> None:
         if isinstance(engine, Compiled):
             for which in ("support", "query"):
                 x, y, mask = (getattr(batch, f"{which}_{part}") for part in ("x", "y", "mask"))
                 self._check_compiled(engine, f"{which}_x", x, f"{which}_y", y, mask, batch.classes)
+                if engine.norm_of_vectors is not None and (which == "support" or self._want_logits):
+                    size = batches.shape[-1] if which == "support" and isinstance(batches, Tensor) else None
+                    arguments.check_single(f"{which}_x", engine.norm_of_vectors, x, mask, size)
 
     def _check_compiled(
         self,
@@ -420,7 +426,7 @@ class InnerLoop:
         source = self._engines.loop if isinstance(engine, Generic) else engine
         weights = flat_starts(starts, self.layout, batch.tasks)
         outcome = run_hook(source, call, weights, batch, self.layout)
-        _, dropped = meta_loss(outcome.task_losses, call.task_weights, self.on_nan, batch)
+        _, dropped = meta_loss(outcome.task_losses, call.task_weights, self.on_nan, batch, call.weights)
         if not dropped:
             return outcome
         # Autograd went through all tasks at once: those with NaN are taken out of the batch.
@@ -433,7 +439,7 @@ class InnerLoop:
         return replace(outcome, loss=rest.loss, dropped=dropped)
 
     def _quiet(self) -> InnerLoop:
-        """The same loop that lets losses be what they are: for adaptation alone."""
+        """The same loop that lets losses be what they are and looks at no query: for adaptation alone."""
         quiet = object.__new__(InnerLoop)
-        quiet.__dict__ = {**self.__dict__, "on_nan": "ignore"}
+        quiet.__dict__ = {**self.__dict__, "on_nan": "ignore", "_want_logits": False}
         return quiet

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from metafast.data import TaskBatch
 
 
-def meta_loss(losses: Tensor, share: Tensor | None, on_nan: str, batch: TaskBatch) -> tuple[Tensor, list[int]]:
+def meta_loss(
+    losses: Tensor, share: Tensor | None, on_nan: str, batch: TaskBatch, *started: Tensor
+) -> tuple[Tensor, list[int]]:
     """The weighted sum of the task losses `[T]`, and the tasks that were dropped from it.
+
+    Args:
+        losses, share, on_nan, batch: the losses, the weights of the tasks, what to do with NaN, and whose they are.
+        started: the starts and the rates, for the error's text.
 
     Raises:
         ValueError: a loss that is not finite and may not be dropped.
@@ -33,7 +39,7 @@ def meta_loss(losses: Tensor, share: Tensor | None, on_nan: str, batch: TaskBatc
     if on_nan == "raise" or len(dropped) == len(losses):
         task = dropped[0]
         raise ValueError(
-            f"task {task}: its query loss is {float(losses[task])}; {name_nan(batch, task)} "
+            f"task {task}: its query loss is {float(losses[task])}; {name_nan(batch, task, *started)} "
             f"({len(dropped)} of {len(losses)} tasks; on_nan='drop' leaves some out)"
         )
     kept = torch.where(wrong, 0, weights)

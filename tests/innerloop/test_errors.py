@@ -40,6 +40,7 @@ CONSTRUCTOR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "adapted nothing": ({"adapted": lambda name: False}, ValueError, "leaves no parameter"),
     "adapted string": ({"adapted": "0.weight"}, TypeError, "adapted must be a list"),
     "budget": ({"memory_budget": -1}, ValueError, "memory_budget must be at least 0"),
+    "budget type": ({"memory_budget": "1 GB"}, TypeError, "memory_budget must be an integer, got '1 GB'"),
 }
 
 
@@ -90,7 +91,10 @@ DATA: dict[str, tuple[Change, type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["auto", "loop", "vmap"])
+ENGINES = ("auto", "loop", "vmap")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", DATA)
 def test_data(case: str, engine: str) -> None:
     change, kind, message = DATA[case]
@@ -128,26 +132,34 @@ def test_shapes_that_fit_no_layer(case: str) -> None:
         InnerLoop(net)(images)
 
 
-def test_classes_of_a_task() -> None:
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_classes_of_a_task(engine: str) -> None:
     b = replace(batch(), classes=torch.tensor([3, 2, 3]))
     b.support_y[:] = 0
     b.query_y[:] = 0
     b.query_y[1, 3] = 2
-    with pytest.raises(ValueError, match="query_y: task 1, example 3 has label 2; its labels must be from 0 to 1"):
-        InnerLoop(model())(b)
-    with pytest.raises(ValueError, match="classes: task 2 has 4, the model has 3"):
-        InnerLoop(model())(replace(b, classes=torch.tensor([3, 3, 4])))
+    with pytest.raises(ValueError, match="query_y: task 1(, example 3)? has labels? .*2.*"):
+        InnerLoop(model(), engine=engine)(b)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"classes: task 2 has {count}, the model has 3"):
+            InnerLoop(model(), engine=engine)(replace(b, classes=torch.tensor([3, 3, count])))
 
 
-def test_targets_and_tokens() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("width", [1, 2])  # torch would broadcast 1
+def test_targets(width: int, engine: str) -> None:
     b = batch()
     with pytest.raises(TypeError, match="support_y must be torch.float32 targets for mse"):
-        InnerLoop(model(), loss="mse")(b)
-    y = torch.zeros(3, 5, 2), torch.zeros(3, 4, 2)
-    with pytest.raises(ValueError, match=r"support_y must be \[tasks, examples, 3\]"):
-        InnerLoop(model(), loss="mse")(TaskBatch(b.support_x, y[0], b.query_x, y[1]))
+        InnerLoop(model(), loss="mse", engine=engine)(b)
+    y = torch.zeros(3, 5, width), torch.zeros(3, 4, width)
+    numbers = TaskBatch(b.support_x, y[0], b.query_x, y[1])
+    with pytest.raises(ValueError, match=r"support_y must be \[tasks, examples, .*3.* as the model's output, got"):
+        InnerLoop(model(), loss="mse", engine=engine)(numbers)
     with pytest.raises(TypeError, match="support_y must be int64 class numbers"):
-        InnerLoop(model())(TaskBatch(b.support_x, y[0], b.query_x, y[1]))
+        InnerLoop(model(), engine=engine)(numbers)
+
+
+def test_tokens() -> None:
     tokens = make_batch((4,), tokens=True)
     tokens.query_x[2, 1, 0] = 9
     with pytest.raises(ValueError, match="query_x: task 2 has tokens outside 0 to 8"):
@@ -173,6 +185,9 @@ CALL: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batches": ({"batches": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, r"batches must be \[2, B\]"),
     "batches range": ({"batches": torch.full((2, 2), 5)}, ValueError, "from 0 to 4, got 5 to 5"),
     "batches type": ({"batches": torch.zeros(2, 2)}, TypeError, "batches must be an int64 tensor"),
+    "seed": ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+    "seed size": ({"seed": 2**63}, ValueError, "seed must fit into 64 bits"),
+    "first task": ({"first_task": "0"}, TypeError, "first_task must be an integer"),
     "stats": ({"stats": torch.zeros(2, 8)}, ValueError, r"stats must be \[1 or 3, 0\]"),
 }
 
@@ -182,6 +197,59 @@ def test_call(case: str) -> None:
     options, kind, message = CALL[case]
     with pytest.raises(kind, match=message):
         InnerLoop(model(), steps=2)(batch(), **options)
+
+
+GRADIENT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "labels": ({"y": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, r"y must be .* as x, \[3, 4\], got \[3, 2\]"),
+    "mask": ({"mask": torch.ones(3, 2, dtype=torch.bool)}, ValueError, r"mask must be bool \[3, 4\] as x"),
+    "mask type": ({"mask": torch.ones(3, 4)}, ValueError, r"mask must be bool \[3, 4\] as x, got torch.float32"),
+    "classes": ({"classes": torch.tensor([3, 3])}, ValueError, r"classes must be int64 \[3\], got"),
+    "step": ({"step": None}, TypeError, "step must be an integer"),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize("case", GRADIENT)
+def test_gradient(case: str, engine: str) -> None:
+    options, kind, message = GRADIENT[case]
+    b = batch()
+    with pytest.raises(kind, match=message):
+        InnerLoop(model(), engine=engine).gradient(torch.zeros(53), **{"x": b.query_x, "y": b.query_y, **options})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_not_finite_is_named(engine: str) -> None:
+    loop = InnerLoop(model(), engine=engine, steps=2)
+    with pytest.raises(ValueError, match="task 0: its query loss is nan; rates contain NaN"):
+        loop(batch(), rates=torch.tensor([0.1, float("nan")]))
+    with pytest.raises(ValueError, match="task .: its query loss is .*; its inputs are finite, so adaptation diverged"):
+        loop(batch(), rates=1e38)
+    starts = {"0.bias": torch.zeros(3, 5)}
+    starts["0.bias"][1] = float("nan")
+    message = "task 1: its query loss is (nan|inf); the parameters that it starts from contain NaN or infinity"
+    with pytest.raises(ValueError, match=message):
+        loop(batch(), params=starts)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "loop"])
+def test_batch_norm_over_one_example(engine: str) -> None:
+    normed = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    loop = InnerLoop(normed, engine=engine, steps=2)
+    one = torch.arange(4) < torch.tensor([4, 4, 1])[:, None]
+    for wrong, options, which in (
+        (batch(support=1), {}, "support_x: task 0"),
+        (batch(query=1), {}, "query_x: task 0"),
+        (batch(), {"batches": torch.zeros(2, 1, dtype=torch.int64)}, "support_x: task 0"),
+        (replace(batch(), query_mask=one), {}, "query_x: task 2"),
+    ):
+        with pytest.raises(ValueError, match=f"{which}.* 1 example|{which}.*more than 1 value per channel"):
+            loop(wrong, **options)
+    b = batch()  # adapting looks at no query, which might be one example
+    assert loop.adapt(b.support_x, b.support_y)["0.weight"].shape == (3, 5, 6)
+    hook = InnerLoop(normed, engine=engine, steps=2, rule=lambda step, params, grads, losses, state: (params, state))
+    assert torch.equal(hook.adapt(b.support_x, b.support_y)["0.weight"][1], normed[0].weight)
+    assert bool(loop(batch(support=2, query=2)).loss.isfinite())
+    assert bool(InnerLoop(normed, engine=engine, batch_norm="running")(batch(support=1)).loss.isfinite())
 
 
 def test_ambiguous_rates_ask() -> None:
