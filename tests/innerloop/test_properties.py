@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from metafast.data import TaskBatch
 from metafast.innerloop import SGD, Adam, InnerLoop
 from metafast.models import Conv4, ResNet12
-from tests.innerloop.cases import batch_of, gradients, make, make_batch, strided, worst
+from tests.innerloop.cases import COMPILED, batch_of, gradients, make, make_batch, strided, worst
+from tests.innerloop.test_inner_loop import plain_loop
 
 LIMIT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
@@ -112,34 +113,54 @@ def test_memory_budget_and_threads_change_nothing(rule: SGD | Adam) -> None:
         assert all(torch.equal(one[n], many[n]) for n in one), "the number of threads changed a bit"
 
 
-@pytest.mark.parametrize("peer", ["higher", "torchopt"])
-def test_peers(peer: str) -> None:
-    """The meta-gradient of five fp32 steps, as the libraries that people know compute it."""
-    library = pytest.importorskip(peer)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
-    batch = make_batch((2, 6, 6), dtype=torch.float32)
-    found = gradients(InnerLoop(model, steps=5), batch, rates=0.1)[1]
-    model.zero_grad(set_to_none=True)
+def higher_gradient(model: nn.Module, batch: TaskBatch, steps: int, order: int) -> dict[str, Tensor]:
+    """The meta-gradient by `higher`; its first order takes inner gradients as constants."""
+    higher = pytest.importorskip("higher")
+    constant = None if order == 2 else lambda grads: [g.detach() for g in grads]
+    inner_optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for sx, sy, qx, qy in (batch.task(t) for t in range(batch.tasks)):
-        if peer == "higher":
-            inner_optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            with library.innerloop_ctx(model, inner_optimizer, copy_initial_weights=False) as (fast, optimizer):
-                for _ in range(5):
-                    optimizer.step(F.cross_entropy(fast(sx), sy))
-                (F.cross_entropy(fast(qx), qy) / batch.tasks).backward()
-        else:
-            state = library.extract_state_dict(model, by="reference")
-            optimizer = library.MetaSGD(model, lr=0.1)
-            before = library.extract_state_dict(optimizer)
-            for _ in range(5):
-                optimizer.step(F.cross_entropy(model(sx), sy))
-            (F.cross_entropy(model(qx), qy) / batch.tasks).backward()
-            library.recover_state_dict(model, state)
-            library.recover_state_dict(optimizer, before)
-    expected = {n: p.grad for n, p in model.named_parameters()}
-    error, where = worst(found, expected)
-    assert error < 1e-5, (where, error)
+        with higher.innerloop_ctx(model, inner_optimizer, copy_initial_weights=False) as (fast, optimizer):
+            for _ in range(steps):
+                optimizer.step(F.cross_entropy(fast(sx), sy), grad_callback=constant)
+            (F.cross_entropy(fast(qx), qy) / batch.tasks).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def torchopt_gradient(model: nn.Module, batch: TaskBatch, steps: int, order: int) -> dict[str, Tensor]:
+    """The meta-gradient by torchopt, which has the second order alone."""
+    torchopt = pytest.importorskip("torchopt")
+    assert order == 2
+    for sx, sy, qx, qy in (batch.task(t) for t in range(batch.tasks)):
+        state = torchopt.extract_state_dict(model, by="reference")
+        optimizer = torchopt.MetaSGD(model, lr=0.1)
+        before = torchopt.extract_state_dict(optimizer)
+        for _ in range(steps):
+            optimizer.step(F.cross_entropy(model(sx), sy))
+        (F.cross_entropy(model(qx), qy) / batch.tasks).backward()
+        torchopt.recover_state_dict(model, state)
+        torchopt.recover_state_dict(optimizer, before)
+    return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def plain_gradient(model: nn.Module, batch: TaskBatch, steps: int, order: int) -> dict[str, Tensor]:
+    return plain_loop(model, batch, 0.1, steps, order)
+
+
+PEERS = {"higher": higher_gradient, "torchopt": torchopt_gradient, "plain loop": plain_gradient}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("name", [name for name in COMPILED if name != "bag"])  # which torch cannot differentiate twice
+def test_peers(name: str, peer: str) -> None:
+    """Meta-gradients in fp32, of every layer, as the libraries that people know compute them."""
+    model, batch = make(name, torch.float32), batch_of(name, dtype=torch.float32)
+    for steps, order in ((1, 2), (5, 2), (5, 1)):
+        if order == 1 and peer == "torchopt":
+            continue
+        found = gradients(InnerLoop(model, steps=steps, order=order, engine="compiled"), batch, rates=0.1)[1]
+        model.zero_grad(set_to_none=True)
+        error, where = worst(found, PEERS[peer](model, batch, steps, order))
+        assert error < 1e-5, (steps, order, where, error)
 
 
 def test_a_finite_difference_of_the_meta_loss() -> None:
