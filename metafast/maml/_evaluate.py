@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metafast._checks import integer
 from metafast.maml._metrics import interval
+from metafast.maml._modules import check_batch
 from metafast.metrics import Interval
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def evaluate(
 
 def to_model(maml: nn.Module, batch: TaskBatch) -> TaskBatch:
     """The batch on the device and in the floating type of the learner's weights."""
+    check_batch(batch)
     like = next(iter(maml.parameters()))
     if batch.query_x.device == like.device and batch.query_x.dtype in (like.dtype, torch.int64):
         return batch

@@ -15,7 +15,7 @@ from metafast.innerloop import SGD, InnerLoop
 from metafast.innerloop._rules import make_rule
 from metafast.maml._clone import Learner
 from metafast.maml._metrics import per_task
-from metafast.maml._modules import freeze_batch_statistics, trainable_names
+from metafast.maml._modules import check_batch, check_examples, freeze_batch_statistics, trainable_names
 from metafast.maml._rules import update
 from metafast.ops._dropout_hash import QUERY_STEP
 
@@ -163,6 +163,7 @@ class MetaLearner(nn.Module):
         Returns:
             The metrics; "loss" is the query loss.
         """
+        check_batch(batch)
         start = self._start(batch.support_x, batch.support_y, batch.support_mask, batch.classes)
         weights = start or dict(self.model.named_parameters())
         flat = self.inner.flatten({name: weight.detach() for name, weight in weights.items()})
@@ -231,6 +232,7 @@ class MetaLearner(nn.Module):
             ValueError: arguments that do not fit, or a loss that is not finite.
         """
         steps = self.steps if steps is None else integer("steps", steps, minimum=1)
+        check_examples(x, y)
         with torch.no_grad():
             starts = self._start(x.unsqueeze(0), y.unsqueeze(0), None, None)
             own = dict(self.model.named_parameters())
@@ -317,6 +319,7 @@ class MetaLearner(nn.Module):
     def _run(
         self, batch: TaskBatch, steps: int, task_weights: Tensor | None, first_task: int, **options: Any
     ) -> Outcome:
+        check_batch(batch)
         options = {
             "order": self._order(),
             "query_weights": self._query_weights(steps),

@@ -10,7 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metafast.data import TaskBatch
+
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def check_batch(batch: Any) -> None:
+    """Says what a batch must be, before something misses its fields."""
+    if not isinstance(batch, TaskBatch):
+        raise TypeError(
+            f"batch must be a metafast.data.TaskBatch, got {type(batch).__name__}; episodes(...) gives them, and "
+            "TaskBatch(support_x, support_y, query_x, query_y) makes one"
+        )
+
+
+def check_examples(x: Any, y: Any) -> None:
+    """Says what one task's examples must be."""
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if x.dim() < 1 or y.dim() < 1 or len(x) != len(y):
+        raise ValueError(f"x and y must hold as many examples, got shapes {list(x.shape)} and {list(y.shape)}")
 
 
 def trainable_names(model: nn.Module, adapted: Sequence[str] | Callable[[str], bool] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ class ProtoMAML(MetaLearner):
                     f"support_y of task {task} must be from 0 to {layer.out_features - 1}, got {labels.tolist()}"
                 )
             with torch.set_grad_enabled(torch.is_grad_enabled() and task not in constant):
-                found = self._features(inputs)  # [S, F]
+                found = self._features(inputs, f"support_x of task {task}")  # [S, F]
             one_hot = torch.nn.functional.one_hot(labels, layer.out_features).to(found)  # [S, C]
             counts = one_hot.sum(0)
             used = layer.out_features if classes is None else int(classes[task])
@@ -124,9 +125,13 @@ class ProtoMAML(MetaLearner):
             f"{self.head}.bias": torch.stack(biases),
         }
 
-    def _features(self, inputs: Tensor) -> Tensor:
+    def _features(self, inputs: Tensor, name: str) -> Tensor:
         """One task at a time: batch norms see one task's batch."""
-        if self.batch_norm == "batch":
-            with batch_statistics(self.model):
+        norms = batch_statistics(self.model) if self.batch_norm == "batch" else contextlib.nullcontext()
+        try:
+            with norms:
                 return features(self.model, self.head, lambda: self.model(inputs))
-        return features(self.model, self.head, lambda: self.model(inputs))
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"{name} must be examples that the model runs on, got {list(inputs.shape)} of {inputs.dtype}: {error}"
+            ) from error

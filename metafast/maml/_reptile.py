@@ -12,7 +12,7 @@ from metafast._checks import integer
 from metafast.innerloop import SGD
 from metafast.maml._clone import Learner
 from metafast.maml._learner import MetaLearner
-from metafast.maml._modules import flat_mask
+from metafast.maml._modules import check_batch, flat_mask
 from metafast.ops._dropout_hash import QUERY_STEP
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Reptile(GivenGradient):
         """As `MAML`'s; `loss` is the query loss and its gradient Reptile's."""
         steps = self.steps if steps is None else integer("steps", steps, minimum=1)
         if self.train_on == "all" and self.training and torch.is_grad_enabled():
+            check_batch(batch)
             batch = _joined(batch)
         with torch.no_grad():
             outcome = self._run(batch, steps, task_weights, first_task, want_adapted=True)

@@ -20,7 +20,7 @@ from metafast.maml._evaluate import Evaluation, evaluate, first_tasks, to_model
 from metafast.maml._learner import MetaLearner
 from metafast.maml._maml import ANIL, FOMAML
 from metafast.maml._metrics import per_task
-from metafast.maml._modules import head_of
+from metafast.maml._modules import check_batch, check_examples, head_of
 from metafast.maml._parallel import meta_gradient
 from metafast.maml._protomaml import ProtoMAML
 
@@ -64,6 +64,8 @@ class ProtoNet(ProtoMAML):
         self, batch: TaskBatch, *, steps: int | None = None, task_weights: Tensor | None = None, first_task: int = 0
     ) -> tuple[Tensor, dict[str, Any]]:
         """As `MAML`'s; `steps` changes nothing."""
+        check_batch(batch)
+        batch.validate(self.model.get_submodule(self.head).out_features)  # type: ignore[arg-type]
         losses, logits = self._losses(batch)
         _, dropped = meta_loss(losses.detach(), task_weights, self.on_nan, batch)
         weights = torch.full_like(losses, 1 / len(losses)) if task_weights is None else task_weights.to(losses)
@@ -83,9 +85,9 @@ class ProtoNet(ProtoMAML):
             x, head = batch.query_x[task], (heads[f"{self.head}.weight"][task], heads[f"{self.head}.bias"][task])
             with torch.set_grad_enabled(torch.is_grad_enabled() and task not in constant):
                 if batch.query_mask is None:
-                    parts.append(F.linear(self._features(x), *head))
+                    parts.append(F.linear(self._features(x, f"query_x of task {task}"), *head))
                 else:
-                    parts.append(self._masked(x, batch.query_mask[task], *head))
+                    parts.append(self._masked(x, batch.query_mask[task], *head, f"query_x of task {task}"))
         logits = masked = torch.stack(parts)
         if batch.classes is not None:
             outside = torch.arange(logits.shape[-1], device=logits.device) >= batch.classes[:, None, None]
@@ -98,6 +100,7 @@ class ProtoNet(ProtoMAML):
 
     def adapt(self, x: Tensor, y: Tensor, *, steps: int | None = None) -> nn.Module:
         """The model with the prototypes of `x` and `y` as its last layer."""
+        check_examples(x, y)
         model = copy.deepcopy(self.model)
         with torch.no_grad():
             start = self._start(x.unsqueeze(0), y.unsqueeze(0), None, None)
@@ -113,8 +116,8 @@ class ProtoNet(ProtoMAML):
         for _ in range((self.steps if steps is None else steps) + 1):
             yield metrics
 
-    def _masked(self, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        logits = F.linear(self._features(x[mask]), weight, bias)
+    def _masked(self, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
+        logits = F.linear(self._features(x[mask], name), weight, bias)
         return logits.new_zeros(len(x), logits.shape[1]).masked_scatter(mask[:, None], logits)
 
 

@@ -126,6 +126,15 @@ class Trainer:
     ) -> None:
         if not isinstance(maml, MetaLearner):
             raise TypeError(f"maml must be an algorithm of metafast.maml, got {type(maml).__name__}")
+        if not isinstance(train, Iterable):
+            raise TypeError(
+                f"train must be batches of tasks, as metafast.data.episodes(...), got {type(train).__name__}"
+            )
+        if not (optimizer is None or callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer or make one, got {type(optimizer).__name__}; a function of "
+                "the parameters does, such as lambda p: torch.optim.Adam(p)"
+            )
         if isinstance(train, Iterator):
             raise TypeError("train must be iterable more than once, as metafast.data.episodes(...) is, not an iterator")
         if clip is not None and not clip > 0:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metafast.data import TaskBatch
-from metafast.maml import ALGORITHMS, ANIL, IMAML, MAML, MAMLpp, MetaSGD, ProtoMAML, Reptile
+from metafast.maml import ALGORITHMS, ANIL, IMAML, MAML, MAMLpp, MetaSGD, ProtoMAML, ProtoNet, Reptile
 from tests.maml.maml_cases import CASES, Net, make_batch
 
 NORMS = "mamlpp with norm weights per step"
@@ -323,6 +323,36 @@ def test_explain_names_the_engine():
 def test_what_is_refused_and_how(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+def misfit(part, change):
+    """A batch with one field changed."""
+    batch = flat_batch()
+    fields = {n: getattr(batch, n) for n in ("support_x", "support_y", "query_x", "query_y")}
+    return TaskBatch(**{**fields, **{n: change(v.clone()) for n, v in fields.items() if n.endswith(part)}})
+
+
+def seven(y):
+    y[1, 2] = 7
+    return y
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "protonet"])
+def test_every_algorithm_names_the_task_and_the_argument(algorithm):
+    maml = {**ALGORITHMS, "protonet": ProtoNet}[algorithm](mlp())
+    for call in (maml, maml.before):
+        with pytest.raises(TypeError, match="batch must be a metafast.data.TaskBatch, got tuple"):
+            call((flat_batch().support_x, flat_batch().support_y))
+    for part in ("support_y", "query_y"):
+        with pytest.raises(ValueError, match=rf"{part}\b.* task 1\b.* 7\b"):
+            maml(misfit(part, seven))
+    with pytest.raises(ValueError, match=r"x\b.* task 0\b.*\[6, 3\]"):
+        maml(misfit("_x", lambda x: x[..., :3]))
+    x, y = flat_batch().support_x[0], flat_batch().support_y[0]
+    with pytest.raises(TypeError, match="x must be a torch.Tensor, got list"):
+        maml.adapt(x.tolist(), y)
+    with pytest.raises(ValueError, match=r"as many examples, got shapes \[5, 4\] and \[6\]"):
+        maml.adapt(x[:5], y)
 
 
 def test_divergence_of_one_adaptation_is_an_error():

@@ -163,6 +163,9 @@ def test_more_episodes_than_there_are_is_an_error():
     ("change", "error", "text"),
     [
         ({"train": iter([1])}, TypeError, "iterable more than once"),
+        ({"train": 3}, TypeError, "train must be batches of tasks, .* got int"),
+        ({"train": [(1, 2)], "val": None}, TypeError, "batch must be a metafast.data.TaskBatch, got tuple"),
+        ({"optimizer": 0.1}, TypeError, "optimizer must be a torch.optim.Optimizer or make one, got float"),
         ({"clip": 0.0}, ValueError, "clip must be positive"),
         ({"max_minutes": -1}, ValueError, "max_minutes must be positive"),
         ({"resume": True}, ValueError, "name must be given"),
