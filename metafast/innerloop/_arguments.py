@@ -134,6 +134,18 @@ def make_stats(stats: Tensor | None, steps: int, width: int, like: Tensor) -> Te
     return stats.detach().to(like).contiguous()
 
 
+def check_transforms(what: str, allowed: tuple[str, ...], way_out: str) -> None:
+    """No `torch.func` transform around an inner loop: a derivative of a vmap may lose terms, see docs/innerloop.md.
+
+    Raises:
+        ValueError: there is one that is not allowed.
+    """
+    names = {interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ()}
+    wrong = sorted(names - {"Functionalize", *allowed})
+    if wrong:
+        raise ValueError(f"{what} cannot run inside torch.func.{wrong[0].lower()}; {way_out}")
+
+
 def check_steps(steps: Any) -> int:
     """`steps` as an int of at least 1."""
     return integer("steps", steps, minimum=1)

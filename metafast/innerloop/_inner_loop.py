@@ -162,6 +162,11 @@ class InnerLoop:
         order = self.order if order is None else order
         if order not in (0, 1, 2):
             raise ValueError(f"order must be 0, 1 or 2, got {order!r}")
+        arguments.check_transforms(
+            "InnerLoop",
+            (),
+            "it takes all tasks in one batch, and torch.autograd.grad(outcome.loss, ...) differentiates it",
+        )
         own = self.layout.params()
         like = own[0]
         if not hasattr(batch, "support_mask"):
@@ -320,6 +325,7 @@ class InnerLoop:
             >>> hv.shape
             torch.Size([2, 15])
         """
+        arguments.check_transforms("InnerLoop.gradient", ("Grad",), "it takes all tasks in one batch")
         mapping = not isinstance(params, Tensor)
         flat = self.layout.flatten(params) if mapping else params  # type: ignore[arg-type]
         assert isinstance(flat, Tensor)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 
 from metafast.data import TaskBatch
 from metafast.innerloop import SGD, Adam, InnerLoop
@@ -132,6 +132,29 @@ def test_batch_norm_is_right_in_every_composition() -> None:
             grads = compose()
             found = sum(float((grads[n] * d).sum()) for n, d in direction.items())
             assert found == pytest.approx(slope, rel=1e-6), (engine, what)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "loop"])
+def test_transforms_of_torch_func_are_refused(engine: str) -> None:
+    """The composition that loses a term, made by the user around an inner loop, and the one that is right."""
+    model = strided(lambda c: nn.BatchNorm2d(c, track_running_stats=False)).double()
+    batch = make_batch((2, 6, 6))
+    inner = InnerLoop(model, steps=1, engine=engine)
+    start = {n: p.detach() for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="InnerLoop cannot run inside torch.func.grad; .*torch.autograd.grad"):
+        grad(lambda w: inner(batch, params=w).loss)(start)
+
+    def step(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return inner.gradient(flat[None], x[None], y[None])[2][0].square().sum()
+
+    flat = inner.flatten(start)
+    with pytest.raises(ValueError, match="InnerLoop.gradient cannot run inside torch.func.vmap; it takes all tasks in"):
+        vmap(step, in_dims=(None, 0, 0))(flat, batch.support_x, batch.support_y)
+    if engine == "loop":
+        x, y = batch.support_x[0], batch.support_y[0]
+        leaf = flat.clone().requires_grad_()
+        expected = torch.autograd.grad(step(leaf, x, y), leaf)[0]
+        torch.testing.assert_close(grad(step)(flat, x, y), expected)
 
 
 def _descend(rate: float):
