@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.convergence.study import RESULTS
 
-from . import learning_report, report
+from . import learning_report, report, transfer
 from .scaling import sentences
 
 README = Path(__file__).with_name("README.md")
@@ -27,7 +27,7 @@ NONE = "Not measured yet."
 def render(text: str, results: Path = RESULTS) -> str:
     """The text with each `<!-- name -->` block filled from its results."""
     blocks: dict[str, Callable[[Path], str]] = {
-        "meta-gradient": _meta_gradient, "scaling": _scaling, "learning": _learning,
+        "meta-gradient": _meta_gradient, "scaling": _scaling, "learning": _learning, "transfer": _transfer,
     }  # fmt: skip
     for name, make in blocks.items():
         block = f"<!-- {name} -->\n{make(results)}\n<!-- end -->"
@@ -60,6 +60,11 @@ def _learning(results: Path) -> str:
         if content is not None:
             parts.append(f"{learning_report.table(content)}\n\n![{name}](../results/maml_{name}.png)")
     return "\n\n".join(parts) or NONE
+
+
+def _transfer(results: Path) -> str:
+    content = _read(results / "maml_transfer.json")
+    return NONE if content is None else f"{transfer.table(content)}\n\n![transfer](../results/maml_transfer.png)"
 
 
 if __name__ == "__main__":

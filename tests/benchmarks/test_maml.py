@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.maml import __main__ as command
-from benchmarks.maml import check, measure, report, tables
+from benchmarks.maml import check, measure, report, tables, transfer
 from benchmarks.maml.contenders import BY_NAME, CONTENDERS
 from benchmarks.maml.peak import fma_probe
 from benchmarks.maml.worker import Worker, WorkerError
@@ -168,3 +168,22 @@ def test_readme_shows_the_results() -> None:
     assert tables.render(text) == text, "run python -m benchmarks.maml.tables"
     with pytest.raises(ValueError, match="one block"):
         tables.render("")
+
+
+def test_transfer_rows_are_means_over_seeds_with_a_common_threshold() -> None:
+    def row(start: str, rate: str, course: list[float]) -> dict[str, Any]:
+        return {
+            "start": start, "data": "letters", "rate": rate, "inner_lr": 0.1, "seconds_per_step": 0.002,
+            "accuracy": [course[-1], 0.02], "f1": [course[-1], 0.04], "course": [[value, 0.02] for value in course],
+        }  # fmt: skip
+
+    seeds = [
+        [row("random", "chosen", [0.2, 0.3, 0.4]), row("meta", "chosen", [0.2, 0.7, 0.8])],
+        [row("random", "chosen", [0.2, 0.5, 0.6]), row("meta", "chosen", [0.2, 0.9, 1.0])],
+    ]
+    content = {"rows": {str(seed): {"rows": rows} for seed, rows in enumerate(seeds)}}
+    random, meta = transfer.summary(content)
+    assert random["accuracy"] == pytest.approx((0.5, 0.02)) and meta["f1"] == pytest.approx((0.9, 0.04))
+    assert meta["threshold"] == random["threshold"] == pytest.approx(0.9 * 0.9)
+    assert random["steps"] is None and meta["steps"] == 2  # means 0.2, 0.8, 0.9 of meta: 0.81 only at the end
+    assert meta["ms_per_step"] == pytest.approx(2)
