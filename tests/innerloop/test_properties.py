@@ -181,7 +181,7 @@ def test_a_finite_difference_of_the_meta_loss() -> None:
 
 
 def test_the_mini_imagenet_shape() -> None:
-    """Five steps in float64, for fp32 is chaotic there: maxima of nearly equal numbers change places. One step in fp32."""
+    """Five steps in float64, for fp32 is chaotic there: near-equal maxima change places; one step in fp32."""
     model = Conv4(3, 5, 84, channels=32, downsample="max_pool", seed=0).double()
     batch = make_batch((3, 84, 84), tasks=1, support=5, query=5, classes=5)
     found = gradients(InnerLoop(model, steps=5, engine="compiled"), batch, rates=0.01)[1]
