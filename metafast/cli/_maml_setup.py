@@ -116,6 +116,18 @@ def tasks_of(settings: Settings, split: str, *, rank: int = 0, world_size: int =
     return episodes(settings.dataset, **{**options, **changes})
 
 
+def check_device(name: str) -> None:
+    """Says so where a device is not there, before anything is read or trained.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not there: torch sees no GPU; use cpu, and see `metafast env`")
+
+
 def make_model(settings: Settings, sample: TaskBatch) -> nn.Module:
     """The model named, or the usual one, for inputs like those of `sample`."""
     kind, x = settings.model, sample.support_x

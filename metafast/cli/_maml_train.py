@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from metafast.cli._maml_setup import Settings, make_learner, make_model, tasks_of
+from metafast.cli._maml_setup import Settings, check_device, make_learner, make_model, tasks_of
 from metafast.maml import evaluate
 from metafast.maml._parallel import world
 from metafast.maml.baselines import BASELINES, Baseline, run_baselines
@@ -58,6 +58,7 @@ def train(settings: Settings, plan: Plan) -> None:
                 "val": tasks_of(settings, "val"),
                 "test": tasks_of(settings, "test"),
             }
+            check_device(settings.device)
             model = make_model(settings, parts["train"][0])
             fresh = copy.deepcopy(model)
             maml = make_learner(settings, model)
@@ -65,31 +66,33 @@ def train(settings: Settings, plan: Plan) -> None:
             raise typer.BadParameter(str(error)) from None
         if lead:
             console.print(f"[bold]metafast maml[/]: {settings.title}, seed {settings.seed}", highlight=False)
-        trainer = Trainer(
-            maml,
-            parts["train"],
-            settings.iterations,
-            val=parts["val"],
-            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=settings.meta_lr),
-            schedule="cosine" if settings.cosine else None,
-            clip=settings.clip,
-            val_every=plan.val_every,
-            val_episodes=plan.val_episodes,
-            patience=plan.patience,
-            max_minutes=plan.max_minutes,
-            output=plan.output / "runs",
-            name=name,
-            seed=settings.seed,
-            config={"settings": settings.plain()},
-            tags=[settings.dataset, settings.algorithm],
-            resume=plan.resume,
-        )
         try:
+            trainer = Trainer(
+                maml,
+                parts["train"],
+                settings.iterations,
+                val=parts["val"],
+                optimizer=lambda parameters: torch.optim.Adam(parameters, lr=settings.meta_lr),
+                schedule="cosine" if settings.cosine else None,
+                clip=settings.clip,
+                val_every=plan.val_every,
+                val_episodes=plan.val_episodes,
+                patience=plan.patience,
+                max_minutes=plan.max_minutes,
+                output=plan.output / "runs",
+                name=name,
+                seed=settings.seed,
+                config={"settings": settings.plain()},
+                tags=[settings.dataset, settings.algorithm],
+                resume=plan.resume,
+            )
             ended = trainer.fit()
         except KeyboardInterrupt:
             if lead:
                 console.print(f"\nInterrupted; go on with the same command and --resume (run {name}).")
             raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError) as error:
+            raise typer.BadParameter(str(error)) from None
         if not lead:
             return
     engine = str(maml.explain()).splitlines()[0] if settings.algorithm != "protonet" else ""
@@ -138,7 +141,8 @@ def show(console: Console, settings: Settings, result: Evaluation, others: dict[
     table.add_column(unit, justify="right")
     table.add_column("steps", justify="right")
     table.add_column("rate", justify="right")
-    table.add_row(settings.algorithm, str(result), str(settings.test_steps), f"{settings.inner_lr:g}", style="bold")
+    adapts = (str(settings.test_steps), f"{settings.inner_lr:g}") if settings.algorithm != "protonet" else ("", "")
+    table.add_row(settings.algorithm, str(result), *adapts, style="bold")
     for other in others.values():
         steps, rate = other.settings.get("steps"), other.settings.get("inner_lr")
         table.add_row(

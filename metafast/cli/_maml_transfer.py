@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from metafast.cli._maml_setup import check_device
 from metafast.data import DatasetNotFoundError
 from metafast.maml.transfer import RECIPES, STARTS, Options, Report, at_hand, run
 
@@ -25,6 +26,7 @@ def transfer(recipe: str, backbone: str, *, output: Path, resume: bool, **settin
     options = Options(recipe=recipe, backbone=backbone, **settings)
     console.print(f"[bold]metafast maml transfer[/]: {recipe} recipe, seed {options.seed}", highlight=False)
     try:
+        check_device(options.device)
         report = run(options, output, resume=resume, tell=lambda text: say(f"  {text}"))
     except DatasetNotFoundError as error:
         raise typer.BadParameter(str(error), param_hint="--recipe") from None

@@ -31,6 +31,8 @@ def restore(run: Path) -> tuple[MetaLearner, Settings]:
         settings = Settings.stored(Run.open(run).config)
         if not (run / BEST).is_file():
             raise ValueError(f"{run} has no {BEST}: its training did not reach a validation; go on with it by --resume")
+        if settings.device != "cpu" and not torch.cuda.is_available():
+            settings = replace(settings, device="cpu")  # a run of a GPU is of use without one
         sample = tasks_of(settings, "test", tasks=1)[0]
         learner = make_learner(settings, make_model(settings, sample))
         load_weights(learner, run / BEST)

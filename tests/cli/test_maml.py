@@ -22,6 +22,9 @@ SMALL = (
 ).split()
 
 
+TRAIN = ["train", *SMALL]
+
+
 def call(*arguments):
     return CliRunner().invoke(build_app("maml"), ["maml", *map(str, arguments)])
 
@@ -159,6 +162,13 @@ def test_images_of_ones_own(tmp_path, data_folder):
         (["train", "--dataset", "sinusoid", "--model", "conv4"], "model 'conv4' does not fit sinusoid"),
         (["train", "--dataset", "no such name"], "name must be letters"),
         (["train", "--dataset", "sinusoid", "--algorithm", "protomaml"], "protomaml"),
+        ([*TRAIN, "--inner-lr", "nan"], "inner_lr must be finite"),
+        ([*TRAIN, "--inner-lr", "1e30", "--no-baselines"], "task 0: its query loss is"),
+        ([*TRAIN, "--clip", "0"], "clip must be positive"),
+        ([*TRAIN, "--meta-lr", "nan"], "learning rate"),
+        ([*TRAIN, "--name", "a/b"], "name must be a plain folder name"),
+        ([*TRAIN, "--device", "tpu"], "device must be cpu or cuda"),
+        (["transfer", "--recipe", "local", "--device", "tpu"], "device must be cpu or cuda"),
         (["eval", "nowhere"], "holds no run"),
         (["adapt", "nowhere"], "holds no run"),
         (["transfer", "--recipe", "paper"], "--recipe"),
@@ -183,6 +193,7 @@ def test_transfer_takes_the_recipe_that_is_at_hand(tmp_path, monkeypatch, given,
 
     monkeypatch.setattr(_maml_transfer, "at_hand", lambda recipe: hub_is_there)
     monkeypatch.setattr(_maml_transfer, "run", run)
+    monkeypatch.setattr(_maml_transfer, "check_device", lambda name: None)
     result = call("transfer", "--recipe", given, "--output", tmp_path, "--device", "cuda", "--resume", "--seed", 3)
     assert result.exit_code == 2 and "no such photos" in words(result)
     ((options, output, resume),) = seen
