@@ -1,4 +1,5 @@
-"""Plots of runs: loss, learning rates, how far a result depends on the starting rate, and meta-learning.
+"""Plots of runs: loss, learning rates, how far a result depends on the starting rate, meta-learning, and
+tuning.
 
 Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
 Needs matplotlib: `pip install 'metafast[plots]'`.
@@ -7,10 +8,12 @@ Needs matplotlib: `pip install 'metafast[plots]'`.
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._style import save, style
+from metafast.plots._tune import hyperparameter_trajectories
 
 __all__ = [
     "accuracy_by_rate",
     "adaptation_curves",
+    "hyperparameter_trajectories",
     "learning_rates",
     "loss_curves",
     "meta_learning_curves",

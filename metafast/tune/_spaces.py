@@ -29,13 +29,14 @@ SPACES = {
         torch.logit, torch.sigmoid, lambda x: x * (1 - x), "above 0 and below 1", lambda x: (x > 0) & (x < 1)
     ),
 }
-# Option: (space, lowest, highest). Momentum stays above 0, because at 0 PyTorch's SGD forgets its buffer.
+# Option: (space, lowest, highest). Momentum stays above 0, because at 0 PyTorch's SGD forgets its buffer, and at most
+# 0.99, because a hypergradient over tens of steps does not see the harm of a memory of thousands.
 DEFAULTS = {
     "lr": ("log", 1e-8, 10.0),
-    "momentum": ("log1m", 1e-3, 0.9999),
+    "momentum": ("log1m", 1e-3, 0.99),
     "dampening": ("log1m", 0.0, 0.9999),
     "weight_decay": ("log", 1e-10, 1.0),
-    "beta1": ("log1m", 0.0, 0.9999),
-    "beta2": ("log1m", 0.5, 0.99999),
+    "beta1": ("log1m", 0.0, 0.99),
+    "beta2": ("log1m", 0.5, 0.9999),
     "eps": ("log", 1e-16, 0.1),
 }

@@ -70,7 +70,7 @@ def test_options_per_tensor_and_per_layer(case):
     tune = [Tune("lr", per="tensor"), Tune("weight_decay", per="layer")]
     rates = [option_difference(problem, case, "lr", unit) for unit in range(4)]
     decays = [option_difference(problem, case, "weight_decay", unit) for unit in range(4)]
-    for method in ("forward", "reverse"):
+    for method in ("forward", "reverse") if case.optimizer == "SGD" else ("reverse",):
         found = hypergradient(problem, case, tune, method)
         assert found["lr"] == pytest.approx(rates, rel=LIMIT)
         assert found["weight_decay"] == pytest.approx(

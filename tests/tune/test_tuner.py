@@ -100,14 +100,14 @@ def test_resumes_bit_for_bit(method, tmp_path):
 
     model, opt, tuner = fresh()
     with Run.create(tmp_path, seed=0, name="run") as run:
-        train(tuner, 10, 0)  # in the middle of a window, and of a validation epoch
-        run.save(10, model, opt, tuner=tuner)
-        train(tuner, 7, 10)
+        train(tuner, 6, 0)  # in the middle of a window, and of a validation epoch
+        run.save(6, model, opt, tuner=tuner)
+        train(tuner, 6, 6)
     again, opt2, tuner2 = fresh()
     train(tuner2, 1, 0)  # whatever it did before
     resumed = Run.resume(tmp_path / "run")
     resumed.restore(again, opt2, tuner=tuner2)
-    train(tuner2, 7, 10)
+    train(tuner2, 6, 6)
     resumed.finish()
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

@@ -1,0 +1,109 @@
+"""The figure of tuning: what became of each hyperparameter, beside the validation loss that moved it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metafast.plots._figures import _quiet_log_axis, _title
+from metafast.plots._style import COLORS, figure, ordered_colors, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_NAMED = 8  # lines with a label of their own; more become a band
+
+
+def hyperparameter_trajectories(
+    state: Mapping[str, Any],
+    validation: Sequence[tuple[int, float]] = (),
+    *,
+    title: str | None = None,
+    xlabel: str = "training step",
+) -> Figure:
+    """Values of tuned hyperparameters over training, one panel each, with the validation loss in a panel before them.
+
+    A hyperparameter with up to 8 values has a line for each, one with more the mean and the range of all. A panel
+    whose values are positive and span more than a factor of 5 has a logarithmic axis. Momentum and betas are drawn as
+    one minus their value, because that is what counts, and how they are learned.
+
+    Args:
+        state: `tuner.state`: name to `metafast.tune.Tuned`.
+        validation: `tuner.validation`: pairs of step and loss. Left out if empty.
+        title: above the figure.
+        xlabel: of the horizontal axes.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        TypeError: something that is no such state.
+        ValueError: no hyperparameters.
+
+    Example:
+        >>> from metafast.tune import Tuned
+        >>> lr = Tuned("global", {"all": 0.1}, [(0, [0.001]), (10, [0.01]), (20, [0.1])])
+        >>> plot = hyperparameter_trajectories({"lr": lr}, [(10, 2.0), (20, 1.0)])
+        >>> [axes.get_title(loc="left") for axes in plot.axes]
+        ['validation loss', 'lr']
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be tuner.state, a mapping of names, got {type(state).__name__}")
+    if not state:
+        raise ValueError("state must have at least one hyperparameter, got none")
+    for name, tuned in state.items():
+        if not hasattr(tuned, "history") or not hasattr(tuned, "values"):
+            raise TypeError(f"state[{name!r}] must be a metafast.tune.Tuned, got {type(tuned).__name__}")
+    panels = len(state) + bool(validation)
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = -(-panels // columns)
+    with style():
+        plot = figure(3.3 * columns + 0.4, 2.5 * rows + 0.6)
+        axes = list(plot.subplots(rows, columns, sharex=True, squeeze=False).flat)
+        if validation:
+            steps, losses = np.asarray(validation, dtype=np.float64).T
+            axes[0].plot(steps, losses, color="#000000")
+            axes[0].set_title("validation loss")
+            _log_if_wide(axes[0], losses)
+        for ax, (name, tuned) in zip(axes[bool(validation) :], state.items(), strict=False):
+            _trajectory(ax, name, tuned)
+        for ax in axes[panels:]:
+            ax.remove()
+        for position, ax in enumerate(axes[:panels]):
+            if position + columns >= panels:
+                ax.set_xlabel(xlabel)
+                ax.tick_params(labelbottom=True)
+        _title(plot, title)
+    return plot
+
+
+def _trajectory(ax: Axes, name: str, tuned: Any) -> None:
+    steps = [step for step, _ in tuned.history]
+    values = np.asarray([row for _, row in tuned.history], dtype=np.float64)  # [updates, units]
+    flipped = name in ("momentum", "beta1", "beta2")
+    if flipped:
+        values = 1 - values
+    ax.set_title(f"1 − {name}" if flipped else name)
+    if values.shape[1] > MOST_NAMED:
+        ax.fill_between(steps, values.min(1), values.max(1), color=COLORS[0], alpha=0.15, linewidth=0)
+        ax.plot(steps, values.mean(1), color=COLORS[0])
+        ax.text(0.03, 0.95, f"mean and range of {values.shape[1]}", transform=ax.transAxes, va="top", fontsize=8.5)
+    else:
+        colors = ordered_colors(values.shape[1]) if values.shape[1] > 1 else [COLORS[0]]
+        labels = list(tuned.values) if len(tuned.values) == values.shape[1] else ["mean"]
+        for column, label, color in zip(values.T, labels, colors, strict=True):
+            ax.plot(steps, column, color=color, label=label)
+        if values.shape[1] > 1:
+            ax.legend(fontsize=8, handlelength=1.2)
+    _log_if_wide(ax, values)
+
+
+def _log_if_wide(ax: Axes, values: Any) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() > 5 * finite.min():
+        ax.set_yscale("log")
+        _quiet_log_axis(ax.yaxis)
