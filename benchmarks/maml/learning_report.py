@@ -121,7 +121,8 @@ def plot(content: Content, path: Path) -> None:
         if target is not None:
             right.plot([target, target], [index - 0.4, index + 0.4], color="black", ls=":", lw=1.5)
     unit = "accuracy, %" if percent else "mean squared error"
-    left.set(xlabel="meta-step", ylabel=f"validation {unit}", title=recipe["title"])
+    figure.suptitle(recipe["title"], fontsize=11)
+    left.set(xlabel="meta-step", ylabel=f"validation {unit}")
     if not percent:
         left.set_yscale("log")
     left.grid(alpha=0.3)
