@@ -60,8 +60,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed writer left half-written."""
-    for path in folder.glob(".tmp-*"):
+    """Delete what a killed writer left half-written; safetensors has temporary names of its own (".tmpXXXXXX")."""
+    for path in folder.glob(".tmp*"):
         path.unlink(missing_ok=True)
 
 

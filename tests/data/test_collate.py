@@ -326,7 +326,7 @@ made = iter(episodes((x, y), ways=2, shots=1, queries=1, tasks=2, batches=8))
 first = [next(made).query_x.tolist() for _ in range(2)]
 code, said = child(lambda: [batch.query_x.tolist() for batch in made])
 assert (code, said) == (0, repr([batch.query_x.tolist() for batch in made])), (code, said)
-print("forked in the middle")
+print("forked in the middle", flush=True)  # a child would write it again
 
 def busy():
     global loader, running, batch
@@ -345,7 +345,7 @@ def interrupted():
     except KeyboardInterrupt:
         return "interrupted"
 
-print(child(busy)[0], child(interrupted))
+print(child(busy)[0], child(interrupted), flush=True)
 killed = os.fork()
 if not killed:
     busy()

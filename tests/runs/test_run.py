@@ -562,3 +562,19 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
     with Run.create(tmp_path) as run:
         run.save(1, *make())
     assert Run.open(run.path).restore(*make()).step == 1
+
+
+def test_what_killed_writers_left_goes_with_the_next_checkpoint(tmp_path):
+    """Ours (".tmp-") and those of safetensors, which writes to a temporary file of its own."""
+    model, opt = make()
+    run = Run.create(tmp_path, name="r")
+    run.save(1, model, opt)
+    run.close()
+    left = [folder / name for folder in (run.path, run.path / "checkpoints") for name in (".tmp-1-x", ".tmpAb3dE6")]
+    for path in left:
+        path.write_bytes(b"half")
+    run = Run.resume(run.path)
+    run.restore(model, opt)
+    run.save(2, model, opt)
+    assert not [path for path in left if path.exists()]
+    run.close()
