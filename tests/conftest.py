@@ -29,6 +29,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore:metafast runs its slow PyTorch reference:RuntimeWarning")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, whatever a test before has left; that number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

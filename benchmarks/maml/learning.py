@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -28,10 +27,10 @@ from metafast import models
 from metafast.data import episodes
 from metafast.maml import ALGORITHMS, MetaLearner, ProtoNet, Trainer, evaluate
 from metafast.maml.baselines import run_baselines
-from metafast.runs import Run, versions
+from metafast.runs import Run
 
 from . import learning_report
-from .learning_results import Results
+from .learning_results import Results, made_by
 
 RECIPES = Path(__file__).with_name("recipes")
 # Never those of a training: a seed's episodes are a function of (seed, number).
@@ -174,10 +173,7 @@ def run(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> None:
                 row = baseline(recipe, method, seed, args.trial)
             else:
                 row = meta_train(name, recipe, method, seed, args.runs, args.trial)
-            facts = versions()
-            machine = {"cores": os.cpu_count(), **{k: facts[k] for k in ("cpu", "torch", "python", "metafast")}}
-            row = {**row, "settings": settings, "seed": seed, "commit": facts["commit"],
-                   "threads": torch.get_num_threads(), "machine": machine}  # fmt: skip
+            row = {**row, "settings": settings, "seed": seed, **made_by()}
             results.add(method, seed, row)
             print(f"  test {row['test']['mean']:.4f} ± {row['test']['half_width']:.4f}, {row['minutes']:.1f} minutes",
                   flush=True)  # fmt: skip

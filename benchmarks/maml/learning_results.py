@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from metafast.runs import versions
+
 Row = dict[str, Any]
 
 
@@ -52,6 +56,13 @@ class Results:
     def _read(self) -> Row:
         rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"] if self.path.exists() else {}
         return {"name": self._name, "recipe": self._recipe, "rows": rows}
+
+
+def made_by() -> Row:
+    """Commit, threads and machine of a row."""
+    facts = versions()
+    machine = {"cores": os.cpu_count(), **{name: facts[name] for name in ("cpu", "torch", "python", "metafast")}}
+    return {"commit": facts["commit"], "threads": torch.get_num_threads(), "machine": machine}
 
 
 def key(method: str, seed: int) -> str:

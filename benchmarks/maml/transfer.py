@@ -19,9 +19,8 @@ import torch
 from benchmarks.convergence.study import RESULTS
 from metafast.maml.transfer import STARTS, Options, run
 from metafast.metrics import steps_to_threshold
-from metafast.runs import versions
 
-from .learning_results import Results
+from .learning_results import Results, made_by
 
 NAME = "transfer"
 THRESHOLD = 0.9  # of the best mean accuracy on a data set after `steps`
@@ -45,8 +44,7 @@ def measure(seed: int, runs: Path) -> dict[str, Any]:
     return {
         "seed": seed, "rows": rows, "data": report.data, "backbone": report.backbone,
         "device_hours": round(report.device_hours, 4), "phases": [asdict(phase) for phase in report.phases],
-        "settings": asdict(options), "commit": versions()["commit"], "threads": torch.get_num_threads(),
-        "machine": {k: versions()[k] for k in ("cpu", "torch", "python", "metafast")},
+        "settings": asdict(options), **made_by(),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,9 +123,9 @@ def expand(tune: Any, rule: Rule, method: Any) -> list[Tune]:
                         f"tune has {name!r}, which this optimizer cannot be tuned by; it has {', '.join(accepted)}. "
                         "Anything else can be a tensor that the loss depends on"
                     )
-                specs.append(_replace(spec, name, method))
+                specs.append(replace(spec, what=name, method=spec.method or method))
         else:
-            specs.append(_replace(spec, spec.what, method))
+            specs.append(replace(spec, method=spec.method or method))
     if not specs:
         raise ValueError("tune must name at least one hyperparameter, got none")
     return specs
@@ -234,7 +235,3 @@ def _check_start(name: str, start: Tensor, space: Any, bounds: Any) -> None:
 def _some(values: Tensor) -> str:
     listed = [f"{x:g}" for x in values.flatten()[:4].tolist()]
     return ", ".join(listed) + (", ..." if values.numel() > 4 else "")
-
-
-def _replace(spec: Tune, what: str | Tensor, method: Any) -> Tune:
-    return Tune(what, spec.per, spec.space, spec.bounds, spec.rate, spec.max_step, spec.name, spec.method or method)

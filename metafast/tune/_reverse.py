@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metafast._checks import integer
-from metafast.tune._dynamics import THETA, Grads, Slots, State
+from metafast.tune._dynamics import THETA, Grads, Options, Slots, State
 from metafast.tune._methods import Method, Validate
 from metafast.tune._problem import Call, Gradient, Problem
 
@@ -124,8 +124,6 @@ class Reverse(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the window back."""
-        from metafast.tune._dynamics import Options
-
         devices = [p.device for p in self.problem.dynamics.params]
         self._seen, self.stride = state["seen"], state["stride"]
         self._calls = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,10 @@ from metafast.models import Conv4
 from metafast.ops import _native
 from tests.innerloop.cases import batch_of, make, make_batch
 
-pytestmark = pytest.mark.skipif(not _native.LIBRARIES["cpu"].loaded, reason="the native CPU library is not built")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Each thread has memory of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(not _native.LIBRARIES["cpu"].loaded, reason="the native CPU library is not built"),
+    pytest.mark.usefixtures("one_thread"),  # each thread has memory of its own
+]
 
 
 def conv4() -> nn.Module:
