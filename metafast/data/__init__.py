@@ -1,4 +1,4 @@
-"""Data sets by name, as tensors, split and batched reproducibly; few-shot tasks of them, and families of curves."""
+"""Data sets by name, as tensors, split and batched reproducibly; series to forecast; few-shot tasks, also of curves."""
 
 from metafast.data._batches import Batches
 from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, class_set
@@ -8,6 +8,7 @@ from metafast.data._few_shot import all_classes, few_shot
 from metafast.data._load import DatasetNotFoundError, load
 from metafast.data._regression import Harmonic, Sinusoid, Step
 from metafast.data._relations import encode_relations
+from metafast.data._series import ForecastSplits, Windows, forecast_splits, load_series, seasonal_naive
 from metafast.data._splits import Samples, Splits, digits, split_validation
 from metafast.data._tasks import Task, TaskBatch
 from metafast.data._tensors import labels_of, to_tensors
@@ -22,6 +23,7 @@ __all__ = [
     "ClassSplits",
     "DatasetNotFoundError",
     "Episodes",
+    "ForecastSplits",
     "Harmonic",
     "RegressionEpisodes",
     "Samples",
@@ -30,6 +32,7 @@ __all__ = [
     "Step",
     "Task",
     "TaskBatch",
+    "Windows",
     "WordVectors",
     "all_classes",
     "bag_of_words",
@@ -39,9 +42,12 @@ __all__ = [
     "encode_relations",
     "episodes",
     "few_shot",
+    "forecast_splits",
     "hash_tokens",
     "labels_of",
     "load",
+    "load_series",
+    "seasonal_naive",
     "split_validation",
     "to_tensors",
     "word_vectors",

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VARIABLE = "METAFAST_DATA"
-# the hub keeps these under their owners' names
+# the hub keeps these under their owners' names; after a colon, the configuration
 HUB_NAMES = {
     "ag_news": "fancyzhx/ag_news",
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
     "clinc_oos": "clinc/clinc_oos",
+    "electricity": "autogluon/chronos_datasets:monash_electricity_hourly",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "imdb": "stanfordnlp/imdb",
     "mnist": "ylecun/mnist",
@@ -148,4 +149,4 @@ def _read(file: Path) -> Dataset:
 
 
 def _from_hub(name: str, split: str) -> Dataset:
-    return _datasets().load_dataset(name, split=split)
+    return _datasets().load_dataset(*name.split(":"), split=split)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metafast.models._resnet import BasicBlock
 from metafast.runs._checkpoint import replace_file
 
 
@@ -26,33 +27,12 @@ class SmallBackbone(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-            self.blocks = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 2), _Block(64, 64, 1))
+            self.blocks = nn.Sequential(BasicBlock(32, 64, 2), BasicBlock(64, 64, 2), BasicBlock(64, 64, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps of pictures."""
         maps: Tensor = self.blocks(self.stem(pictures))
         return maps
-
-
-class _Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        plain = stride == 1 and before == after
-        self.shortcut: nn.Module = (
-            nn.Identity()
-            if plain
-            else nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.branch(x) + self.shortcut(x))
 
 
 def own_backbone(

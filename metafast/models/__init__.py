@@ -1,19 +1,25 @@
-"""Small models for the demo, the benchmarks and first tries, and those of the few-shot papers.
+"""Small models for the demo, the benchmarks and first tries, and those of the papers and experiments.
 
 Each takes `seed=`: the initial weights then depend on it alone, and the global generator is left as it was.
 """
 
+from metafast.models._bert import BertClassifier
 from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
+from metafast.models._resnet import ResNet18
+from metafast.models._series import LSTMForecaster
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
 from metafast.models._text import SentenceCNN, TextCNN, TextMLP
 
 __all__ = [
     "MLP",
+    "BertClassifier",
     "Conv4",
     "EmbeddingBagClassifier",
+    "LSTMForecaster",
     "LogisticRegression",
     "OmniglotFC",
     "ResNet12",
+    "ResNet18",
     "SentenceCNN",
     "SinusoidMLP",
     "SmallCNN",

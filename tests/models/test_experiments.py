@@ -1,0 +1,114 @@
+"""The models of the experiments: sizes, seeds, learning, wrong arguments, and BERT from a folder."""
+
+import pytest
+import torch
+from torch import nn
+
+from metafast.models import BertClassifier, LSTMForecaster, ResNet18
+
+TEXTS = ["a very good film", "bad", "good good", "so bad and dull"]
+
+
+def small_bert(**options):
+    return BertClassifier(2, **{"length": 8, "buckets": 100, "dim": 16, "layers": 1, "heads": 2, **options})
+
+
+BUILDERS = {
+    "resnet18": (lambda **o: ResNet18(3, 5, width=4, **o), torch.randn(10, 3, 16, 16), 5),
+    "lstm": (lambda **o: LSTMForecaster(3, hidden=8, layers=2, **o), torch.randn(10, 7), 3),
+    "bert": (small_bert, torch.randint(1, 100, (10, 8)), 2),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_shape_seed_and_gradient(name):
+    build, x, width = BUILDERS[name]
+    before = torch.get_rng_state()
+    model, twin, other = build(seed=1).eval(), build(seed=1).eval(), build(seed=2).eval()
+    assert torch.equal(before, torch.get_rng_state())
+    out = model(x)
+    assert out.shape == (10, width)
+    assert torch.equal(out, twin(x)) and not torch.equal(out, other(x))
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_resnet18_has_the_usual_size_and_fits_ten_pictures():
+    count = sum(p.numel() for p in ResNet18(3, 10).parameters())
+    assert count == 11_173_962
+    model, x, y = ResNet18(3, 5, width=4, seed=0), torch.randn(10, 3, 16, 16), torch.arange(10) % 5
+    opt = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(20):
+        opt.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        opt.step()
+    assert (model(x).argmax(1) == y).all()
+
+
+def test_the_forecaster_learns_a_wave_and_takes_several_features():
+    wave = torch.sin(torch.arange(80) / 3).unfold(0, 12, 1)
+    model = LSTMForecaster(4, hidden=16, dropout=0.0, seed=0)
+    opt = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(80):
+        opt.zero_grad()
+        loss = nn.functional.mse_loss(model(wave[:, :8]), wave[:, 8:])
+        loss.backward()
+        opt.step()
+    assert loss < 0.05
+    assert LSTMForecaster(4, features=3)(torch.zeros(2, 8, 3)).shape == (2, 4)
+
+
+def test_bert_encodes_what_it_reads_and_ignores_padding():
+    model = small_bert(seed=0).eval()
+    tokens = model.encode(TEXTS)
+    assert tokens.shape == (4, 8) and tokens[:, 0].eq(100).all() and tokens[1, 2:].eq(0).all()
+    assert torch.equal(model.encode(["bad"]), model.encode(["BAD!"]))
+    short = small_bert(seed=0, length=8).eval()
+    torch.testing.assert_close(model(tokens[1:2]), short(tokens[1:2, :2]))
+
+
+def test_bert_from_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"])
+    )
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    model = BertClassifier(3, str(tmp_path), length=6, seed=0).eval()
+    tokens = model.encode(["good film", "bad"])
+    assert tokens.shape == (2, 6) and tokens[1].tolist()[3:] == [0, 0, 0]
+    assert model(tokens).shape == (2, 3)
+    with pytest.raises(ValueError, match="length must be at most 12, the positions of"):
+        BertClassifier(2, str(tmp_path), length=13)
+
+
+def test_bert_without_a_model_or_transformers(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match=r"neither a folder nor in the cache(.|\n)*leave name out"):
+        BertClassifier(2, str(tmp_path / "nothing"))
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'metafast\[hf\]'"):
+        BertClassifier(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: ResNet18(3, 10, width=0), ValueError, "width must be at least 1"),
+        (lambda: ResNet18(3, 10.0), TypeError, "classes must be an integer"),
+        (lambda: LSTMForecaster(0), ValueError, "horizon must be at least 1"),
+        (lambda: LSTMForecaster(3, dropout=1.0), ValueError, "dropout must be at least 0 and below 1"),
+        (lambda: LSTMForecaster(3, dropout="half"), TypeError, "dropout must be a number"),
+        (lambda: LSTMForecaster(3, layers=0), ValueError, "layers must be at least 1"),
+        (lambda: small_bert(length=1), ValueError, "length must be at least 2"),
+        (lambda: small_bert(heads=3), ValueError, "dim must be a multiple of heads=3"),
+        (lambda: BertClassifier(2, name=3), TypeError, "name must be a text or None"),
+    ],
+)
+def test_wrong_arguments(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
