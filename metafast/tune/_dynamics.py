@@ -46,6 +46,7 @@ class Options:
 
     numbers: list[dict[str, float]]
     flags: list[dict[str, bool]]
+    factors: list[float]  # of the tuned learning rate, by a scheduler
 
 
 @dataclass
@@ -100,6 +101,7 @@ class Dynamics:
         return Options(
             [{name: read_option(group, name) for name in self.rule.options} for group in groups],
             [self.rule.flags(group) for group in groups],
+            [self._factor(index, group) for index, group in enumerate(groups)],
         )
 
     def state(self) -> State:
@@ -213,8 +215,16 @@ class Dynamics:
     def _hyper(self, group: int, options: Options, raws: Mapping[str, Tensor]) -> dict[str, Any]:
         hyper: dict[str, Any] = dict(options.numbers[group])
         for knob in self.knobs:
-            hyper[knob.name] = knob.value(raws[knob.name])[knob.units[group]]
+            value = knob.value(raws[knob.name])[knob.units[group]]
+            factor = options.factors[group]
+            hyper[knob.name] = value if knob.name != "lr" or factor == 1 else value * factor
         return hyper
+
+    def _factor(self, index: int, group: Mapping[str, Any]) -> float:
+        for knob in self.knobs:
+            if knob.name == "lr" and knob.schedule is not None:
+                return read_option(group, "lr") / float(knob.written[knob.units[index]])
+        return 1.0
 
     def _update(
         self, block: _Block, start: dict[str, Tensor], grad: Tensor, hyper: dict[str, Any], options: Options

@@ -16,11 +16,11 @@ from metafast.runs import rng_state, seed_all, set_rng_state
 class Feedback:
     """Goes through a loader again and again; every epoch and batch has random numbers of its own from the seed."""
 
-    def __init__(self, loader: Iterable[Any], batches: int | str, seed: int) -> None:
+    def __init__(self, loader: Iterable[Any] | None, batches: int | str, seed: int) -> None:
         if loader is None:
             raise ValueError(
-                "val_loader is missing: hypergradients need data that the training does not see; "
-                "train, val = metafast.tune.holdout(dataset, 0.1, seed=0) makes such a split"
+                "val_loader is missing: hypergradients need data that the training does not see; give train_loader "
+                "instead and use tuner.train_loader, or split: train, val = metafast.tune.holdout(dataset, 0.1, seed=0)"
             )
         if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
             raise TypeError(

@@ -121,20 +121,18 @@ class Forward(Method):
         assert gradient is not None
         outputs, given = [], []
         if tangent is not None:
-            for grad, slot in zip(gradient.params, tangent, strict=True):
+            for grad, slot in zip(gradient.sources[: len(params)], tangent, strict=True):
                 if grad is not None and grad.requires_grad:
                     outputs.append(grad)
                     given.append(slot[THETA].to(grad.dtype))
         if knob.tensor is not None:
-            direct = gradient.tensors[[k is knob for k in self.problem.tensor_knobs].index(True)]
+            direct = gradient.sources[len(params) + [k is knob for k in self.problem.tensor_knobs].index(True)]
             if direct is not None and direct.requires_grad:
                 speed = torch.zeros_like(direct)
                 speed.view(-1)[unit] = knob.slope().reshape(-1)[unit]
                 outputs.append(direct)
                 given.append(speed)
-        wanted = [p for p in params if p.requires_grad]
-        if not outputs or not wanted:
+        if not outputs:
             return [None] * len(params)
-        found = torch.autograd.grad(outputs, wanted, given, retain_graph=True, allow_unused=True)
-        by_id = {id(p): g for p, g in zip(wanted, found, strict=True)}
-        return [by_id.get(id(p)) for p in params]
+        found = self.problem.differentiated(gradient, outputs, given, params)
+        return found if gradient.clip is None else gradient.clip.derivative(found)

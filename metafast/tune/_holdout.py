@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from metafast._checks import fraction, integer
 from metafast.data import Batches
@@ -45,6 +53,45 @@ def holdout(dataset: Dataset[Any], share: float = 0.1, seed: int = 0) -> tuple[S
     held = min(max(round(share * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return Subset(dataset, sorted(order[held:])), Subset(dataset, sorted(order[:held]))
+
+
+def split_loader(loader: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """A training loader without the examples that are held out, and a loader of these, both made like the given one."""
+    if isinstance(loader, Batches):
+        count = len(loader.tensors[0])
+        parts = holdout(range(count), share, seed)  # type: ignore[arg-type]
+        some, others = ([tensor[torch.tensor(part.indices)] for tensor in loader.tensors] for part in parts)
+        size, order, shuffle = loader.batch_size, loader.seed, loader.shuffle
+        return (
+            Batches(*some, batch_size=size, seed=order, shuffle=shuffle, drop_last=loader.drop_last),
+            Batches(*others, batch_size=size, seed=order, shuffle=shuffle),
+        )
+    plain = isinstance(loader, DataLoader) and loader.batch_size is not None
+    if not plain or isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            "train_loader must be a DataLoader of numbered examples or metafast.data.Batches to be split, got "
+            f"{type(loader).__name__}; split the data yourself and give val_loader: metafast.tune.holdout(dataset, 0.1)"
+        )
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"train_loader has a {type(loader.sampler).__name__}, which would not know what is held out; split the "
+            "data yourself and give val_loader: metafast.tune.holdout(dataset, 0.1)"
+        )
+    train, val = holdout(loader.dataset, share, seed)
+    shared = {"batch_size": loader.batch_size, "collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
+    return (
+        DataLoader(
+            train,
+            shuffle=isinstance(loader.sampler, RandomSampler),
+            drop_last=loader.drop_last,
+            num_workers=loader.num_workers,
+            persistent_workers=loader.persistent_workers,
+            worker_init_fn=loader.worker_init_fn,
+            generator=loader.generator,
+            **shared,
+        ),
+        DataLoader(val, shuffle=True, generator=torch.Generator().manual_seed(seed), **shared),
+    )
 
 
 def check_disjoint(train: Any, val: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metafast.tune._schedule import Schedule
 from metafast.tune._spaces import DEFAULTS, SPACES
 from metafast.tune._tune import Tune
 from metafast.tune._updates import Rule
@@ -25,6 +26,7 @@ class Knob:
         self.tensor = spec.what if isinstance(spec.what, Tensor) else None
         self.labels = labels
         self.units: list[int] = []  # of an option: the unit of each parameter group
+        self.schedule: Schedule | None = None  # of a learning rate: what multiplies it
         default = DEFAULTS.get(name, ("linear", None, None)) if self.tensor is None else ("linear", None, None)
         self.space = SPACES[spec.space or default[0]]
         bounds = spec.bounds or (default[1:] if default[1] is not None else None)
@@ -56,15 +58,18 @@ class Knob:
 
     @torch.no_grad()
     def write(self, groups: Sequence[dict[str, Any]], value: Tensor | None = None) -> None:
-        """Puts the values where they act; `value` instead of the present ones, to the bit."""
+        """Puts the values where they act; `value`: those of a resumed run instead, to the bit."""
+        restored = value is not None
         value = self.value() if value is None else value.to(self.raw)
         self.written = value.clone()
         if self.tensor is not None:
             self.tensor.copy_(value)
             return
-        for group, unit in zip(groups, self.units, strict=True):
+        for index, (group, unit) in enumerate(zip(groups, self.units, strict=True)):
             number = float(value[unit])
-            if self.name in _BETAS:
+            if self.schedule is not None:
+                self.schedule.rebase(index, group, number, rate=not restored)
+            elif self.name in _BETAS:
                 betas = list(group["betas"])
                 betas[_BETAS[self.name]] = number
                 group["betas"] = tuple(betas)
@@ -83,12 +88,13 @@ class Knob:
                 )
             return
         for index, (group, unit) in enumerate(zip(groups, self.units, strict=True)):
-            now = read_option(group, self.name)
+            now = read_option(group, self.name) if self.schedule is None else self.schedule.base(group)
             written = float(self.written[unit])
             if abs(now - written) > 1e-6 * max(abs(written), 1e-30):
                 raise ValueError(
                     f"{self.name} of parameter group {index} is tuned and was changed by something else from "
-                    f"{written:g} to {now:g}; a scheduler of a tuned option has to go, or {self.name!r} from `tune`"
+                    f"{written:g} to {now:g}; give a scheduler of lr to the tuner (scheduler=...), "
+                    f"or leave {self.name!r} out of `tune`"
                 )
 
     def _raw_bounds(self, bounds: Any) -> tuple[float | None, float | None]:
@@ -132,12 +138,17 @@ def expand(tune: Any, rule: Rule, method: Any) -> list[Tune]:
 
 
 def make_knobs(
-    specs: Sequence[Tune], rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer
+    specs: Sequence[Tune], rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule | None
 ) -> tuple[list[Knob], list[dict[str, Any]]]:
     """The knobs, and the optimizer's parameter groups as these need them; neither is in effect yet."""
     names = {id(p): name for name, p in model.named_parameters()}
     split = any(spec.per in ("layer", "tensor") for spec in specs)
     if split and any(len(group["params"]) > 1 for group in optimizer.param_groups):
+        if schedule is not None:
+            raise ValueError(
+                'per="tensor" and per="layer" give every parameter a group of its own, which a scheduler takes only '
+                "before it is made; make the optimizer with one group per parameter, then the scheduler"
+            )
         if optimizer.state and type(optimizer).__module__.startswith("metafast."):
             raise ValueError(
                 'per="tensor" and per="layer" give every parameter a group of its own, which a fused optimizer takes '
@@ -158,7 +169,7 @@ def make_knobs(
         if isinstance(spec.what, Tensor):
             knobs.append(_tensor_knob(spec, len(knobs), names, optimizer))
         else:
-            knobs.append(_option_knob(spec, spec.what, groups, origin, names))
+            knobs.append(_option_knob(spec, spec.what, groups, origin, names, schedule))
     twice = {knob.name for knob in knobs if sum(knob.name == other.name for other in knobs) > 1}
     tensors = [id(knob.tensor) for knob in knobs if knob.tensor is not None]
     if twice or len(set(tensors)) < len(tensors):
@@ -167,8 +178,15 @@ def make_knobs(
 
 
 def _option_knob(
-    spec: Tune, name: str, groups: Sequence[dict[str, Any]], origin: Sequence[int], names: Mapping[int, str]
+    spec: Tune,
+    name: str,
+    groups: Sequence[dict[str, Any]],
+    origin: Sequence[int],
+    names: Mapping[int, str],
+    schedule: Schedule | None,
 ) -> Knob:
+    scheduled = schedule is not None and name == "lr"
+
     def label(index: int) -> str:
         if spec.per == "global":
             return "all"
@@ -182,7 +200,7 @@ def _option_knob(
     units = list(dict.fromkeys(keys))
     start: list[float | None] = [None] * len(units)
     for index, group in enumerate(groups):
-        unit, value = units.index(keys[index]), read_option(group, name)
+        unit, value = units.index(keys[index]), Schedule.base(group) if scheduled else read_option(group, name)
         known = start[unit]
         if known is not None and known != value:
             raise ValueError(
@@ -202,6 +220,7 @@ def _option_knob(
         start[unit] = value
     knob = Knob(name, spec, torch.tensor(start, dtype=torch.float64), [key[1] for key in units])
     knob.units = [units.index(key) for key in keys]
+    knob.schedule = schedule if scheduled else None
     return knob
 
 

@@ -8,20 +8,59 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metafast.runs import rng_state, set_rng_state
-from metafast.tune._dynamics import THETA, Dynamics, Options, State
+from metafast.tune._dynamics import THETA, Dynamics, Grads, Options, State
 from metafast.tune._knobs import Knob
+from metafast.tune._parallel import Parallel
 
 
 @dataclass
 class Gradient:
-    """A loss, and its derivatives with respect to the parameters and the tuned tensors; None where there is none."""
+    """A loss, and its derivatives; None where there is none.
+
+    `params` is what the optimizer gets of each parameter, `tensors` belongs to the tuned tensors: of the unscaled loss,
+    averaged over processes, `params` clipped too. `sources` are the derivatives as they came, of this process's scaled
+    loss, with a graph where one was asked for: parameters first, then tensors.
+    """
 
     loss: Tensor
     params: list[Tensor | None]
     tensors: list[Tensor | None]
+    sources: list[Tensor | None]
+    scale: float = 1.0
+    clip: Clip | None = None
+
+
+@dataclass
+class Clip:
+    """Clipping by the global norm where it is in effect: g becomes c g / (norm + 1e-6), as in `clip_grad_norm_`."""
+
+    grads: Grads  # before it
+    norm: Tensor
+    limit: float
+
+    def __call__(self, grads: Grads) -> list[Tensor | None]:
+        """Gradients, clipped."""
+        factor = self.limit / (self.norm + 1e-6)
+        return [None if g is None else g.detach() * factor.to(g) for g in grads]
+
+    def derivative(self, given: Grads) -> list[Tensor | None]:
+        """The Jacobian, which is symmetric, times a tangent or a covector."""
+        factor = self.limit / (self.norm + 1e-6)
+        along = torch.zeros_like(self.norm)
+        for grad, tangent in zip(self.grads, given, strict=True):
+            if grad is not None and tangent is not None:
+                along += (grad.detach().to(along) * tangent.to(along)).sum()
+        along = along / (self.norm * (self.norm + 1e-6))
+        found: list[Tensor | None] = []
+        for grad, tangent in zip(self.grads, given, strict=True):
+            if grad is not None:
+                moved = -along.to(grad) * grad.detach()
+                tangent = factor.to(grad) * (moved if tangent is None else moved + tangent)
+            found.append(tangent)
+        return found
 
 
 @dataclass
@@ -34,44 +73,79 @@ class Call:
     options: Options
     state: State | None
     gradient: Gradient | None = None
+    scale: float = 1.0  # of the loss, against underflow in half precision
 
 
 class Problem:
     """A model, its training as a map, and the tensors that are tuned."""
 
-    def __init__(self, model: nn.Module, dynamics: Dynamics, knobs: Sequence[Knob]) -> None:
-        self.model = model
+    def __init__(
+        self, parallel: Parallel, dynamics: Dynamics, knobs: Sequence[Knob], max_grad_norm: float | None = None
+    ) -> None:
+        self.parallel = parallel
+        self.model = parallel.model
         self.dynamics = dynamics
+        self.max_grad_norm = max_grad_norm
         self.knobs = list(knobs)
         self.tensor_knobs = [knob for knob in knobs if knob.tensor is not None]
         self.tensors = [knob.tensor for knob in knobs if knob.tensor is not None]
 
     @torch.enable_grad()
-    def gradient(self, loss: Any, *, graph: bool, what: str = "the training loss") -> Gradient:
+    def gradient(
+        self, loss: Any, *, graph: bool, scale: float = 1.0, clip: bool = True, what: str = "the training loss"
+    ) -> Gradient:
         """The derivatives of a loss that has just been computed; with a graph of their own if asked for."""
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"{what} must be a tensor of one element, got {came}; loss_fn has to return it")
         loss = loss.reshape(())
-        params = self.dynamics.params
-        inputs = [x for x in (*params, *self.tensors) if x.requires_grad]
+        known = [*self.dynamics.params, *self.tensors]
+        inputs = [x for x in known if x.requires_grad]
         found: dict[int, Tensor | None] = {}
         if loss.requires_grad:
-            grads = torch.autograd.grad(loss, inputs, create_graph=graph, allow_unused=True)
+            grads = torch.autograd.grad(
+                loss if scale == 1 else loss * scale, inputs, create_graph=graph, allow_unused=True
+            )
             found = {id(x): g for x, g in zip(inputs, grads, strict=True)}
-        result = Gradient(loss.detach(), [found.get(id(p)) for p in params], [found.get(id(t)) for t in self.tensors])
-        if all(g is None for g in result.params):
+        count = len(self.dynamics.params)
+        sources = [found.get(id(x)) for x in known]
+        if all(g is None for g in sources[:count]):
             raise ValueError(
                 f"{what} does not depend on any parameter of the optimizer, so nothing can be learned from it; "
                 "compute it from the model inside loss_fn, without detach(), .item() or no_grad()"
             )
-        for position, grad in enumerate(result.params):
+        for position, grad in enumerate(sources[:count]):
             if grad is not None and (grad.layout is not torch.strided or grad.is_complex()):
                 raise TypeError(
                     f"the gradient of parameter {position} is {grad.layout} of {grad.dtype}; "
                     "dense real gradients are accepted: use sparse=False in the embedding"
                 )
-        return result
+        plain = self._reduced(sources, known, scale)
+        result = Gradient(loss.detach(), plain[:count], plain[count:], sources, scale)
+        return self.clipped(result) if clip else result
+
+    def given(self) -> Gradient:
+        """The gradients that somebody else's backward pass has left in `.grad`; those are reduced and unscaled."""
+        params = [p.grad for p in self.dynamics.params]
+        if all(g is None for g in params):
+            raise ValueError("no parameter of the optimizer has a gradient; call loss.backward() first")
+        nothing: list[Tensor | None] = [None] * (len(params) + len(self.tensors))
+        return self.clipped(Gradient(torch.zeros(()), params, [t.grad for t in self.tensors], nothing))
+
+    @torch.no_grad()
+    def clipped(self, gradient: Gradient) -> Gradient:
+        """The gradient, with `params` held to `max_grad_norm`."""
+        if self.max_grad_norm is not None:
+            there = [g.detach() for g in gradient.params if g is not None]
+            clip = Clip(gradient.params, torch.nn.utils.get_total_norm(there), self.max_grad_norm)
+            if clip.norm + 1e-6 > clip.limit:
+                gradient.clip, gradient.params = clip, clip(gradient.params)
+        return gradient
+
+    def _reduced(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+        """Averaged over processes, of the loss without its scale."""
+        found = self.parallel.mean(tensors, like)
+        return found if scale == 1 else [None if g is None else g.detach() / scale for g in found]
 
     @contextlib.contextmanager
     def at(self, state: State) -> Iterator[None]:
@@ -109,23 +183,36 @@ class Problem:
         assert call.loss_fn is not None
         with self.at(state), torch.enable_grad():
             set_rng_state(call.rng)
-            yield self.gradient(call.loss_fn(*call.batch), graph=graph)
+            with self.parallel.local():
+                loss = call.loss_fn(*call.batch)
+            yield self.gradient(loss, graph=graph, scale=call.scale)
 
     def second_order(
         self, gradient: Gradient, weights: Sequence[Tensor | None], *, params: bool = True
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Σ weights · gradient, differentiated: Hessian product, and mixed products in each tensor's space."""
         outputs, given = [], []
-        for grad, weight in zip(gradient.params, weights, strict=True):
+        for grad, weight in zip(gradient.sources, weights, strict=False):  # of the parameters
             if grad is not None and weight is not None and grad.requires_grad:
                 outputs.append(grad)
                 given.append(weight.to(grad.dtype))
-        wanted = [x for x in (*(self.dynamics.params if params else ()), *self.tensors) if x.requires_grad]
+        found = self.differentiated(
+            gradient, outputs, given, [*(self.dynamics.params if params else ()), *self.tensors]
+        )
+        count = len(self.dynamics.params)
+        hessian: list[Tensor | None] = found[:count] if params else [None] * count
+        return hessian, self.in_space(found[len(found) - len(self.tensors) :])
+
+    def differentiated(
+        self, gradient: Gradient, outputs: list[Tensor], given: list[Tensor], by: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Σ given · outputs, which are among the gradient's sources, differentiated by some tensors."""
+        wanted = [x for x in by if x.requires_grad]
         found: dict[int, Tensor | None] = {}
         if outputs and wanted:
             grads = torch.autograd.grad(outputs, wanted, given, retain_graph=True, allow_unused=True)
             found = {id(x): g for x, g in zip(wanted, grads, strict=True)}
-        return [found.get(id(p)) for p in self.dynamics.params], self.in_space([found.get(id(t)) for t in self.tensors])
+        return self._reduced([found.get(id(x)) for x in by], by, gradient.scale)
 
     def in_space(self, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """Derivatives with respect to tuned tensors, in the space where each is learned; 0 for options."""
@@ -148,4 +235,5 @@ def mean(gradients: Sequence[Gradient]) -> Gradient:
         torch.stack([g.loss for g in gradients]).mean(),
         average([g.params for g in gradients]),
         average([g.tensors for g in gradients]),
+        [],
     )

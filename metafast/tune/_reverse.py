@@ -74,7 +74,7 @@ class Reverse(Method):
         if not self.stride:
             self.stride = choose_stride(length, call.state.nbytes(), self.memory_budget)
         stored = call.state.clone() if len(self._calls) % self.stride == 0 else None
-        self._calls.append(Call(call.loss_fn, call.batch, call.rng, call.options, stored))
+        self._calls.append(Call(call.loss_fn, call.batch, call.rng, call.options, stored, scale=call.scale))
 
     def hypergradient(self, call: Call, validate: Validate) -> dict[str, Tensor]:
         """The way back over the window."""
@@ -115,6 +115,8 @@ class Reverse(Method):
                 "rng": call.rng,
                 "numbers": call.options.numbers,
                 "flags": call.options.flags,
+                "factors": call.options.factors,
+                "scale": call.scale,
                 "slots": call.state and call.state.slots,
                 "steps": call.state and call.state.steps,
             }
@@ -132,8 +134,9 @@ class Reverse(Method):
                 {k: v.to(d, copy=True) for k, v in slot.items()} for slot, d in zip(kept["slots"], devices, strict=True)
             ]
             stored = None if slots is None else State(slots, list(kept["steps"]))
-            options = Options(kept["numbers"], kept["flags"])
-            self._calls.append(Call(None, tuple(kept["batch"]), kept["rng"], options, stored))
+            options = Options(kept["numbers"], kept["flags"], kept["factors"])
+            batch, rng, scale = tuple(kept["batch"]), kept["rng"], kept["scale"]
+            self._calls.append(Call(None, batch, rng, options, stored, scale=scale))
 
     def _states(self, segment: list[Call]) -> list[State]:
         """The state before each step of a segment, from the stored one on."""
@@ -194,7 +197,8 @@ def pull_back(
     `last`: nothing comes before, so that the Hessian's product is not needed.
     """
     pulled = problem.dynamics.pull(state, gradient.params, call.options, covector)
-    hessian, mixed = problem.second_order(gradient, pulled.grads, params=not last)
+    weights = pulled.grads if gradient.clip is None else gradient.clip.derivative(pulled.grads)
+    hessian, mixed = problem.second_order(gradient, weights, params=not last)
     for name, part in (*pulled.knobs.items(), *mixed.items()):
         total[name] = total[name] + part
     with torch.no_grad():

@@ -51,13 +51,15 @@ class SAMA(Method):
         total = {name: part + pulled.knobs.get(name, 0) for name, part in problem.in_space(value.tensors).items()}
         if not any(knob.tensor is not None for knob in self.knobs):
             return total
-        norm = sum(float(g.double().square().sum()) for g in pulled.grads if g is not None) ** 0.5
+        clip = call.gradient.clip
+        direction = pulled.grads if clip is None else clip.derivative(pulled.grads)
+        norm = sum(float(g.double().square().sum()) for g in direction if g is not None) ** 0.5
         if norm == 0:
             return total
         epsilon = self.radius / norm
         with problem.untouched():
             for sign in (1.0, -1.0):
-                with problem.replay(call, _moved(call.state, pulled.grads, sign * epsilon), graph=False) as gradient:
+                with problem.replay(call, _moved(call.state, direction, sign * epsilon), graph=False) as gradient:
                     found = problem.in_space(gradient.tensors)
                 for knob in problem.tensor_knobs:
                     total[knob.name] = total[knob.name] + sign / (2 * epsilon) * found[knob.name]
