@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
 import queue
-import threading
 from collections.abc import Callable
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from metafast._worker import begin_worker
 from metafast.cli._demo_train import StoppedError, Task, train
 
 _shared: dict[str, Any] = {}
@@ -59,20 +57,8 @@ def run_all(tasks: list[Task], root: Path, jobs: int, progress: Callable[[Task, 
 
 
 def _begin(messages: Any, stop: Any) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
-    torch.set_num_threads(1)
+    begin_worker()
     _shared.update(messages=messages, stop=stop)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """A parent killed outright takes its workers along, instead of leaving them behind."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _work(task: Task, root: Path, index: int) -> None:
