@@ -13,18 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Parallel:
-    """The processes of a `DistributedDataParallel` model; one process for any other model.
+    """The processes of a `DistributedDataParallel` model, or of a group; one process for any other model.
 
     The tuner differentiates by `torch.autograd.grad`, which the hooks of DDP do not see. So the wrapper's own
     reduction is off while the tuner computes, and gradients, Hessian-vector products and validation gradients, all
-    linear in the losses, are averaged here.
+    linear in the losses, are averaged here. A group is given where a trainer has averaged the training gradients.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, group: Any = None) -> None:
         self.wrapped = model if isinstance(model, DistributedDataParallel) else None
-        self.group: Any = model.process_group if isinstance(model, DistributedDataParallel) else None
+        self.group: Any = model.process_group if isinstance(model, DistributedDataParallel) else group
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-        self.size = dist.get_world_size(self.group) if self.wrapped is not None else 1
+        self.size = 1 if self.group is None else dist.get_world_size(self.group)
 
     def local(self) -> contextlib.AbstractContextManager[Any]:
         """For losses that are computed through the wrapper: it leaves reductions to the tuner."""

@@ -31,7 +31,8 @@ class Schedule:
                     f"{' (eta_min is not 0)' if hasattr(part, 'eta_min') else ''}; take one that is, such as LambdaLR, "
                     "or leave lr out of tune"
                 )
-            if part.optimizer is not optimizer:
+            owner = part.optimizer
+            if getattr(owner, "optimizer", owner) is not optimizer:  # accelerate wraps it
                 raise ValueError("scheduler belongs to another optimizer than the tuner's")
 
     @staticmethod

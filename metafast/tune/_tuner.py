@@ -65,6 +65,8 @@ class OnlineTuner:
             counted in `overflows`. Default None.
         scheduler: of the learning rate, where "lr" is tuned: the tuner then moves the base rate, and the scheduler's
             multiplier is kept. Anything that is a multiple of the base rate (LambdaLR, StepLR, warm-up, cosine to 0).
+        process_group: for loops that average training gradients over its processes without a wrapper around the model,
+            as trainers do, and call `update`. Default None.
         seed: of the held-out part and of the validation loader's random numbers, which do not touch those of the
             training. Default 0.
 
@@ -117,6 +119,7 @@ class OnlineTuner:
         max_grad_norm: float | None = None,
         scaler: Any = None,
         scheduler: Any = None,
+        process_group: Any = None,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -132,7 +135,7 @@ class OnlineTuner:
         rule = rule_of(optimizer)
         specs = expand(tune, rule, method)
         schedule = None if scheduler is None else Schedule(scheduler, optimizer)
-        parallel = Parallel(model)
+        parallel = Parallel(model, process_group)
         if val_loader is None and train_loader is not None:
             if parallel.size > 1:
                 raise ValueError("val_loader is missing: with several processes each needs its own part; see holdout")
