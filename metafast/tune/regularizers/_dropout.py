@@ -56,6 +56,8 @@ class ConcreteDropout(Tunable):
         if channel_dims not in CHANNEL_DIMS.values():
             raise ValueError(f"channel_dims must be 0, 1, 2 or 3, got {channel_dims!r}")
         self.channel_dims = channel_dims
+        if isinstance(p, Tensor) and p.ndim > 0:
+            raise TypeError(f"p must be a number or a 0-d tensor, got shape {list(p.shape)}")
         start = fraction("p", p.item() if isinstance(p, Tensor) else p)
         self._add("p", p if isinstance(p, Tensor) else torch.tensor(start), "logit", (LOWEST, HIGHEST))
 

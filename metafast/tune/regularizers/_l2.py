@@ -65,7 +65,7 @@ class L2(Tunable):
             raise ValueError("model has no parameter that requires a gradient; there is nothing to penalize")
         self.labels = list(found)
         self._members = list(found.values())  # lists, so that they are not this module's own parameters
-        weights = list(weight) if isinstance(weight, Sequence) else [weight] * len(found)
+        weights = list(weight) if isinstance(weight, list | tuple) else [weight] * len(found)
         if len(weights) != len(found):
             raise ValueError(
                 f"weight must be one number, or one for each of the {len(found)} labels {', '.join(self.labels[:4])}"
