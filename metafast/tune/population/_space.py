@@ -75,7 +75,7 @@ class Choice(Dimension):
             raise ValueError("choices must have at least one value, got none")
         object.__setattr__(self, "choices", tuple(self.choices))
         for position, value in enumerate(self.choices):
-            tensors = {}
+            tensors: dict[str, Any] = {}
             try:
                 _, tensors = pack(value)
             except TypeError as error:
