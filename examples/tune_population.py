@@ -1,10 +1,11 @@
 """A population searches batch size and depth; inside each member, hypergradients move the learning rate.
 
-python examples/tune_population.py
+python examples/tune_population.py [--steps 400]
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 
 import torch
@@ -15,7 +16,6 @@ from metafast.data import Batches, digits
 from metafast.tune import Forward, OnlineTuner
 from metafast.tune.population import PB2, Choice, Member
 
-STEPS, INTERVAL = 400, 100
 DATA = digits(seed=0)
 
 
@@ -49,10 +49,13 @@ def train(member: Member) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400, help="of each member; they are compared four times")
+    steps = parser.parse_args().steps
     space = {"batch_size": [16, 32, 64, 128], "layers": Choice([1, 2, 3], fixed=True)}
     with tempfile.TemporaryDirectory() as folder:
-        search = PB2(space, size=4, interval=INTERVAL)
-        result = search.run(train, STEPS, output=f"{folder}/pb2", seed=0, progress=False)
+        search = PB2(space, size=4, interval=steps // 4)
+        result = search.run(train, steps, output=f"{folder}/pb2", seed=0, progress=False)
         for row in result.table():
             print("  ".join(f"{key} {value}" for key, value in row.items() if key != "error"))
         print("schedule of the best:", result.schedule())

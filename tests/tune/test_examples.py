@@ -1,4 +1,4 @@
-"""The example runs with a small setting."""
+"""The examples run with small settings."""
 
 import os
 import subprocess
@@ -9,16 +9,25 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
-ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RUNS = {
+    "tune_digits.py": (["--steps", "20", "--method", "one_step"], ["step 20, training loss", "test accuracy"]),
+    "tune_regularizers.py": (["--steps", "12", "--every", "4"], ["3.p: 0.05 ->", "test accuracy"]),
+    "tune_population.py": (["--steps", "40"], ["batch_size", "schedule of the best", "test accuracy"]),
+}
 
 
-def test_digits(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "examples" / "tune_digits.py", "--steps", "20", "--method", "one_step"]
+@pytest.mark.parametrize("name", RUNS)
+def test_example(tmp_path, name):
+    options, expected = RUNS[name]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, EXAMPLES / name, *options]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "step 20, training loss" in done.stdout and "test accuracy" in done.stdout
+    for text in expected:
+        assert text in done.stdout
 
 
-def test_the_example_is_short():
-    assert len((ROOT / "examples" / "tune_digits.py").read_text().splitlines()) < 80
+@pytest.mark.parametrize("name", RUNS)
+def test_the_examples_are_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 80
