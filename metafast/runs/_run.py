@@ -28,6 +28,7 @@ from torch import Tensor
 from metafast._checks import integer
 from metafast.runs import _checkpoint
 from metafast.runs._checkpoint import CheckpointError, dumps
+from metafast.runs._objects import apply, capture, check_objects, named_objects
 from metafast.runs._state import pack, unpack
 from metafast.runs._versions import versions
 
@@ -435,9 +436,9 @@ class Run:
         """
         step = integer("step", step, minimum=0)
         self._check_writable()
-        objects = _named_objects(model, optimizer, stateful)
+        objects = named_objects(model, optimizer, stateful)
         state = {
-            "objects": {name: _capture(name, value) for name, value in objects.items()},
+            "objects": {name: capture(name, value) for name, value in objects.items()},
             "rng": rng_state(),
             "extras": dict(extras or {}),
             "seconds": self._seconds(),
@@ -479,7 +480,7 @@ class Run:
         """
         if self._fd is not None:
             raise RuntimeError("restore comes right after Run.resume or Run.open; this run is already being written")
-        objects = _named_objects(model, optimizer, stateful)
+        objects = named_objects(model, optimizer, stateful)
         found: tuple[int, dict[str, Any]] | None = None
         damaged = []
         for step, state, problem in _checkpoint.valid(self._folder):
@@ -488,10 +489,10 @@ class Run:
                 break
             damaged.append((step, problem))
         if found is not None:
-            _check_objects(found[0], found[1]["objects"], objects)
+            check_objects(found[0], found[1]["objects"], objects)
         if found is not None:
             for name in reversed(objects):  # the rest before the model: what can refuse a state does so first
-                _apply(objects[name], found[1]["objects"][name])
+                apply(objects[name], found[1]["objects"][name])
             if rng:
                 set_rng_state(found[1]["rng"])
         for step, problem in damaged:
@@ -810,74 +811,6 @@ def _parse(path: Path, data: bytes) -> list[dict[str, Any]]:
         except ValueError:
             warnings.warn(f"line {number} of {path} is damaged and left out", RuntimeWarning, stacklevel=4)
     return rows
-
-
-def _named_objects(model: Any, optimizer: Any, stateful: dict[str, Any]) -> dict[str, Any]:
-    named = {"model": model, "optimizer": optimizer, **stateful}
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def _capture(name: str, value: Any) -> Any:
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
-        raise TypeError(
-            f"{name} is a {type(value).__name__}, expected an object with state_dict() and load_state_dict(); "
-            "plain values go into extras={...}"
-        )
-    state = value.state_dict()
-    # torch modules return an OrderedDict subclass-free mapping with a _metadata attribute that only pickle keeps
-    return dict(state) if isinstance(value, torch.nn.Module) else state
-
-
-def _apply(value: Any, state: Any) -> None:
-    if isinstance(value, torch.Generator):
-        value.set_state(state)
-    elif isinstance(value, np.random.Generator):
-        value.bit_generator.state = state
-    else:
-        value.load_state_dict(state)
-
-
-def _check_objects(step: int, stored: dict[str, Any], objects: dict[str, Any]) -> None:
-    if set(stored) != set(objects):
-        raise ValueError(
-            f"the checkpoint of step {step} holds {sorted(stored)}, restore was given {sorted(objects)}; "
-            "give the same objects by the same names as to save"
-        )
-    for name, value in objects.items():
-        if isinstance(value, torch.nn.Module):
-            _check_module(step, name, value.state_dict(), stored[name])
-        elif isinstance(value, torch.optim.Optimizer):
-            have = [len(group["params"]) for group in value.param_groups]
-            came = [len(group["params"]) for group in stored[name]["param_groups"]]
-            if have != came:
-                raise ValueError(
-                    f"{name}: the checkpoint of step {step} has parameter groups of {came} parameters, "
-                    f"this optimizer has {have}; build it from the same parameters and groups"
-                )
-
-
-def _check_module(step: int, name: str, have: Mapping[str, Any], came: Mapping[str, Any]) -> None:
-    missing, unexpected = sorted(set(have) - set(came)), sorted(set(came) - set(have))
-    shapes = [
-        f"{key}: {tuple(came[key].shape)} stored, {tuple(have[key].shape)} here"
-        for key in have
-        if key in came
-        and isinstance(have[key], Tensor)
-        and isinstance(came[key], Tensor)
-        and have[key].shape != came[key].shape
-    ]
-    if missing or unexpected or shapes:
-        problems = [f"not stored: {missing[:5]}"] * bool(missing) + [f"not in this model: {unexpected[:5]}"] * bool(
-            unexpected
-        )
-        raise ValueError(
-            f"{name} does not fit the checkpoint of step {step} ({'; '.join(problems + shapes[:5])}); "
-            "build the model with the run's config"
-        )
 
 
 def _number(name: str, value: Any) -> Any:

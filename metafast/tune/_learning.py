@@ -73,6 +73,14 @@ class HyperLearning:
             record.history.append((calls, listed(knob.written)))
         return skipped
 
+    @torch.no_grad()
+    def scale(self, knob: Knob, factor: float, calls: int, groups: Sequence[dict[str, Any]]) -> None:
+        """Multiplies the values of a hyperparameter, inside its bounds."""
+        knob.raw.copy_(knob.space.raw(knob.value() * factor))
+        knob.clamp(knob.raw.clone())
+        knob.write(groups)
+        self._records[knob.name].history.append((calls, listed(knob.written)))
+
     def state(self) -> dict[str, Tuned]:
         """The records, with the present values."""
         for knob in self.knobs:

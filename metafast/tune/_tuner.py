@@ -21,6 +21,7 @@ from metafast.tune._parallel import Parallel
 from metafast.tune._problem import Call, Gradient, Problem, mean
 from metafast.tune._record import Tuned
 from metafast.tune._schedule import Schedule
+from metafast.tune._snapshots import Snapshots
 from metafast.tune._tune import Tune, positive
 from metafast.tune._updates import rule_of
 
@@ -65,6 +66,7 @@ class OnlineTuner:
             counted in `overflows`. Default None.
         scheduler: of the learning rate, where "lr" is tuned: the tuner then moves the base rate, and the scheduler's
             multiplier is kept. Anything that is a multiple of the base rate (LambdaLR, StepLR, warm-up, cosine to 0).
+        snapshots: saves and rolls back at the end of each step. Default None.
         process_group: for loops that average training gradients over its processes without a wrapper around the model,
             as trainers do, and call `update`. Default None.
         seed: of the held-out part and of the validation loader's random numbers, which do not touch those of the
@@ -72,6 +74,7 @@ class OnlineTuner:
 
     Attributes:
         train_loader, val_loader: the two parts.
+        module: the model without its wrapper.
         calls: training steps so far.
         overflows: steps that were left out.
         validation: `(calls, loss)` of every look at the validation data.
@@ -119,6 +122,7 @@ class OnlineTuner:
         max_grad_norm: float | None = None,
         scaler: Any = None,
         scheduler: Any = None,
+        snapshots: Snapshots | None = None,
         process_group: Any = None,
         seed: int = 0,
     ) -> None:
@@ -130,6 +134,8 @@ class OnlineTuner:
             raise TypeError(f"val_loss must be a function of the model and a batch, got {type(val_loss).__name__}")
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        if snapshots is not None and not isinstance(snapshots, Snapshots):
+            raise TypeError(f"snapshots must be metafast.tune.Snapshots, got {type(snapshots).__name__}")
         max_grad_norm = None if max_grad_norm is None else positive("max_grad_norm", max_grad_norm)
         seed = integer("seed", seed, minimum=0)
         rule = rule_of(optimizer)
@@ -150,6 +156,7 @@ class OnlineTuner:
             raise ValueError("the optimizer has no parameter that requires a gradient; there is nothing to train")
         self.model, self.optimizer, self.val_loss = model, optimizer, val_loss or default_loss
         self.train_loader, self.val_loader, self.scaler = train_loader, val_loader, scaler
+        self.module, self.snapshots = parallel.model, snapshots
         self._problem = Problem(parallel, dynamics, knobs, max_grad_norm)
         self._methods: list[Method] = []
         made: dict[Any, Method] = {}
@@ -309,8 +316,12 @@ class OnlineTuner:
             return
         self.calls += 1
         hypergradients, value = found
-        if value is None:
-            return
+        if value is not None:
+            self._move_hyperparameters(hypergradients, value)
+        if self.snapshots is not None:
+            self.snapshots.after_step(self)
+
+    def _move_hyperparameters(self, hypergradients: dict[str, Tensor], value: float) -> None:
         self.validation.append((self.calls, value))
         skipped = self._learning.step(self.calls, hypergradients, self.optimizer.param_groups)
         for method in self._methods:
@@ -348,6 +359,21 @@ class OnlineTuner:
         result = mean(found)
         problem.parallel.mean_of(result.loss)
         return result
+
+    def scale_rates(self, factor: float) -> None:
+        """Multiplies all learning rates; a tuned one stays inside its bounds, and its history shows it.
+
+        Args:
+            factor: above 0.
+        """
+        factor = positive("factor", factor)
+        groups = self.optimizer.param_groups
+        for knob in self._problem.knobs:
+            if knob.name == "lr" and knob.tensor is None:
+                self._learning.scale(knob, factor, self.calls, groups)
+                return
+        for group in groups:
+            group["lr"] *= factor
 
     # ---- looking
 
