@@ -180,6 +180,20 @@ def test_loading_and_moving_keep_the_tensor_that_is_tuned():
     assert made.cpu().p.grad is None
 
 
+def test_compiles_without_a_break():
+    model, parts, *_, x, y = everything()
+    criterion, penalty = parts[2], parts[3]
+
+    def loss(x, y):
+        return criterion(model(x), y) + penalty()
+
+    values = []
+    for run in (loss, torch.compile(loss, backend="eager", fullgraph=True)):
+        torch.manual_seed(1)
+        values.append(run(x, y))
+    assert torch.equal(*values)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu():
     model, parts, opt, tune, loss, x, y = everything()
