@@ -141,7 +141,7 @@ def make_knobs(
     specs: Sequence[Tune], rule: Rule, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule | None
 ) -> tuple[list[Knob], list[dict[str, Any]]]:
     """The knobs, and the optimizer's parameter groups as these need them; neither is in effect yet."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(x): name for name, x in (*model.named_parameters(), *model.named_buffers())}
     split = any(spec.per in ("layer", "tensor") for spec in specs)
     if split and any(len(group["params"]) > 1 for group in optimizer.param_groups):
         if schedule is not None:

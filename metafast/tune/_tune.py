@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metafast.tune._methods import Method
 
 PER = ("global", "group", "layer", "tensor")
+HINT = "tune_hint"  # attribute of a tensor: fields of `Tune` that suit it, where none are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,9 @@ class Tune:
             ("layer") or per parameter ("tensor"). Layers and tensors get parameter groups of their own, in the
             optimizer too.
         space: where it is learned: "log", "log1m" (1 - x in log space), "logit" or "linear". Default: "log" for lr,
-            weight_decay and eps, "log1m" for momentum, dampening and betas, "linear" for tensors.
-        bounds: lowest and highest value. Default: by option, wide; none for tensors.
+            weight_decay and eps, "log1m" for momentum, dampening and betas, "linear" for tensors, and for those of
+            `metafast.tune.regularizers` what suits them.
+        bounds: lowest and highest value. Default: by option, wide; none for tensors, but for those of regularizers.
         rate: learning rate of this hyperparameter in its space. Default: the tuner's `hyper_lr`.
         max_step: largest change of a value in its space in one update. Default 1.
         name: of a tensor, in `tuner.state` and in messages. Default: its parameter name in the model, or "tensor0", ...
@@ -59,6 +61,9 @@ class Tune:
     def __post_init__(self) -> None:
         if isinstance(self.what, Tensor):
             _check_tensor(self.what, self.name)
+            for name, value in getattr(self.what, HINT, {}).items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
             if self.per != "global":
                 raise ValueError(f"per is for options of the optimizer; a tensor has its own shape, got {self.per!r}")
         elif not isinstance(self.what, str):

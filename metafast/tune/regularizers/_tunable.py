@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metafast.tune._tune import Tune
-
-HINT = "tune_hint"  # attribute of a magnitude: the fields of `Tune` that suit it, for one who tunes the bare tensor
+from metafast.tune._tune import HINT, Tune
 
 
 class Tunable(nn.Module):
@@ -34,10 +32,9 @@ class Tunable(nn.Module):
         """
         label = name or self._label
         names = [label] if len(self._magnitudes) == 1 else [f"{label}.{name}" for name in self._magnitudes]
-        tensors = [self._buffers[name] for name in self._magnitudes]
         return [
-            Tune(tensor, name=name, **{**getattr(tensor, HINT), **options})  # type: ignore[arg-type]
-            for name, tensor in zip(names, tensors, strict=True)
+            Tune(getattr(self, magnitude), name=name, **options)
+            for name, magnitude in zip(names, self._magnitudes, strict=True)
         ]
 
     def extra_repr(self) -> str:

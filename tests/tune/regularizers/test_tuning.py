@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metafast.runs import Run
-from metafast.tune import SAMA, Implicit, OnlineTuner
+from metafast.tune import SAMA, Implicit, OnlineTuner, Tune
 from metafast.tune.regularizers import (
     L2,
     Augment,
@@ -159,8 +159,10 @@ def test_the_bare_tensor_can_be_tuned():
     x, y = torch.randn(12, 4), torch.randint(2, (12,))
     tuner = OnlineTuner(model, opt, [dropout.p], [(x[8:], y[8:])], every=1)
     tuner.step(lambda: F.cross_entropy(model(x[:8]), y[:8]))
-    (record,) = tuner.state.values()
-    assert dropout.p.item() != pytest.approx(0.3) and record.values["all"] == dropout.p.item()
+    assert tuner.state["1.p"].values["all"] == dropout.p.item() != pytest.approx(0.3)
+    spec = Tune(dropout.p, rate=0.5)
+    assert (spec.space, spec.bounds, spec.rate) == ("logit", (1e-3, 0.9), 0.5)
+    assert Tune(dropout.p, space="linear").space == "linear"
 
 
 def test_loading_and_moving_keep_the_tensor_that_is_tuned():
