@@ -1,69 +1,75 @@
-"""A population searches batch size and depth; inside each member, hypergradients move the learning rate.
+"""A population finds batch size and layers, while in each member an OnlineTuner finds learning rate and momentum.
 
-python examples/tune_population.py [--steps 400]
+python examples/tune_population.py                 PB2: the batch size follows a schedule, layers are inherited
+python examples/tune_population.py --search asha   ASHA: trainings that fall behind are given up
 """
 
-from __future__ import annotations
-
 import argparse
-import tempfile
+import functools
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from metafast.data import Batches, digits
-from metafast.tune import Forward, OnlineTuner
-from metafast.tune.population import PB2, Choice, Member
+from metafast.runs import Run
+from metafast.tune import OnlineTuner
+from metafast.tune.population import ASHA, PB2, Choice, Member, PopulationResult
 
-DATA = digits(seed=0)
+data = functools.cache(digits)
 
 
-def build(layers: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    hidden: list[nn.Module] = []
-    for _ in range(layers - 1):
-        hidden += [nn.Linear(64, 64), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
+def build(layers: int) -> nn.Sequential:
+    hidden = [nn.Linear(64, 32), nn.ReLU(), *(m for _ in range(layers - 1) for m in (nn.Linear(32, 32), nn.ReLU()))]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, 10))
 
 
 def train(member: Member) -> None:
-    """One leg of a training: restore, go on, report, save."""
-    model = build(member.config["layers"], seed=member.id)
-    opt = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    # the tuner's validation data is not the population's: what one chooses by, the other must not have seen
-    half = len(DATA.val.labels) // 2
-    val = Batches(DATA.val.inputs[:half], DATA.val.labels[:half], batch_size=64, seed=0)
-    tuner = OnlineTuner(model, opt, "lr", val, Forward(hvp=False, decay=0.9), every=10)
+    split = data(seed=0)
+    model = build(member.config["layers"])
+    opt = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    val = Batches(*split.val, batch_size=128, seed=0, drop_last=True)
+    tuner = OnlineTuner(model, opt, ["lr", "momentum"], val, method="one_step", every=10)
     member.restore(model, opt, tuner=tuner)
-    batches = Batches(
-        DATA.train.inputs, DATA.train.labels, batch_size=member.config["batch_size"], seed=member.seed
-    ).forever()
-    for _ in member.steps:
-        x, y = next(batches)
-        tuner.step(lambda x, y: F.cross_entropy(model(x), y), x, y)
-    with torch.no_grad():
-        loss = F.cross_entropy(model(DATA.val.inputs[half:]), DATA.val.labels[half:])
-    member.report(member.stop, loss, lr=opt.param_groups[0]["lr"])
+    batches = Batches(*split.train, batch_size=member.config["batch_size"], seed=member.seed).forever()
+    for step in member.steps:
+        loss = tuner.step(lambda x, y: F.cross_entropy(model(x), y), *next(batches))
+        if step % 50 == 0 or step == member.stop:
+            with torch.no_grad():
+                value = F.cross_entropy(model(split.val.inputs), split.val.labels)
+            member.report(step, value, train_loss=loss, lr=opt.param_groups[0]["lr"])
     member.save(model, opt, tuner=tuner)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of each member; they are compared four times")
-    steps = parser.parse_args().steps
-    space = {"batch_size": [16, 32, 64, 128], "layers": Choice([1, 2, 3], fixed=True)}
-    with tempfile.TemporaryDirectory() as folder:
-        search = PB2(space, size=4, interval=steps // 4)
-        result = search.run(train, steps, output=f"{folder}/pb2", seed=0, progress=False)
-        for row in result.table():
-            print("  ".join(f"{key} {value}" for key, value in row.items() if key != "error"))
-        print("schedule of the best:", result.schedule())
-        model = build(result.best.config["layers"], seed=0)
-        model.load_state_dict(result.best.state_dict())
-        with torch.no_grad():
-            right = (model(DATA.test.inputs).argmax(1) == DATA.test.labels).float().mean()
-        print(f"test accuracy {100 * right:.1f} %")
+def main() -> PopulationResult:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--search", choices=["pb2", "asha"], default="pb2")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--output", default="runs/population")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+
+    space = {"batch_size": [8, 16, 32, 64, 128, 256], "layers": Choice([1, 2, 3], fixed=True)}
+    if options.search == "pb2":
+        search: PB2 | ASHA = PB2(space, size=4, interval=max(1, options.steps // 10))
+    else:
+        search = ASHA(space, trials=12, min_steps=max(1, options.steps // 9), reduction=3)
+    result = search.run(
+        train, options.steps, output=options.output, workers=options.workers, resume=options.resume, seed=0
+    )
+    for row in result.table()[:4]:
+        print(row)
+    print("batch size of the best, from step on:", result.schedule()["batch_size"])
+    rates = Run.open(result.best.path).curve("lr")
+    print(f"its learning rate at step {rates.steps[-1]}: {rates.values[-1]:.3g}")
+    model = build(result.best.config["layers"])
+    model.load_state_dict(result.best.state_dict())
+    test = data(seed=0).test
+    with torch.no_grad():
+        right = (model(test.inputs).argmax(1) == test.labels).float().mean().item()
+    print(f"test accuracy {100 * right:.1f} %")
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figure of tuning: what became of each hyperparameter, beside the validation loss that moved it."""
+"""The figures of tuning: what became of each hyperparameter, beside the validation loss that moved it."""
 
 from __future__ import annotations
 
@@ -58,27 +58,92 @@ def hyperparameter_trajectories(
     for name, tuned in state.items():
         if not hasattr(tuned, "history") or not hasattr(tuned, "values"):
             raise TypeError(f"state[{name!r}] must be a metafast.tune.Tuned, got {type(tuned).__name__}")
-    panels = len(state) + bool(validation)
-    columns = 2 if panels == 4 else min(panels, 3)
-    rows = -(-panels // columns)
     with style():
-        plot = figure(3.3 * columns + 0.4, 2.5 * rows + 0.6)
-        axes = list(plot.subplots(rows, columns, sharex=True, squeeze=False).flat)
+        plot, axes = _panels(len(state) + bool(validation), xlabel)
         if validation:
             steps, losses = np.asarray(validation, dtype=np.float64).T
             axes[0].plot(steps, losses, color="#000000")
             axes[0].set_title("validation loss")
             _log_if_wide(axes[0], losses)
-        for ax, (name, tuned) in zip(axes[bool(validation) :], state.items(), strict=False):
+        for ax, (name, tuned) in zip(axes[bool(validation) :], state.items(), strict=True):
             _trajectory(ax, name, tuned)
-        for ax in axes[panels:]:
-            ax.remove()
-        for position, ax in enumerate(axes[:panels]):
-            if position + columns >= panels:
-                ax.set_xlabel(xlabel)
-                ax.tick_params(labelbottom=True)
         _title(plot, title)
     return plot
+
+
+def population_schedules(result: Any, *, title: str | None = None, xlabel: str = "training step") -> Figure:
+    """What a population has tried: its values at the end of each leg, and a panel for each hyperparameter.
+
+    The past of the best member, through those that it took over, is drawn in colour, all others in grey.
+
+    Args:
+        result: a `metafast.tune.population.PopulationResult`.
+        title: above the figure.
+        xlabel: of the horizontal axes.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        TypeError: something that is no such result.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from metafast.tune.population import Leg, PopulationResult
+        >>> legs = [Leg(0, 0, 0, 10, {"layers": 2}, 0, None, 0.5), Leg(1, 0, 0, 10, {"layers": 3}, 0, None, 0.4)]
+        >>> plot = population_schedules(PopulationResult(Path("runs"), legs, "min"))
+        >>> [axes.get_title(loc="left") for axes in plot.axes]
+        ['value', 'layers']
+    """
+    if not (hasattr(result, "legs") and hasattr(result, "lineage")):
+        raise TypeError(f"result must be a metafast.tune.population.PopulationResult, got {type(result).__name__}")
+    legs = [leg for leg in result.legs if leg.value is not None]
+    past = result.lineage()
+    names = list(past[-1].config)
+    with style():
+        plot, axes = _panels(1 + len(names), xlabel)
+        for member in result.members:
+            own = result.lineage(member.id)
+            axes[0].plot(
+                [leg.stop for leg in own], [leg.value for leg in own], color="#BBBBBB", marker=".", linewidth=1
+            )
+        axes[0].plot([leg.stop for leg in past], [leg.value for leg in past], color=COLORS[0], marker="o")
+        axes[0].set_title("value")
+        for ax, name in zip(axes[1:], names, strict=True):
+            ax.set_title(name)
+            heights = _heights(ax, [leg.config[name] for leg in legs])
+            starts, stops = [leg.start for leg in legs], [leg.stop for leg in legs]
+            ax.hlines(heights, starts, stops, color="#BBBBBB", linewidth=1)
+            of = {(leg.member, leg.number): height for leg, height in zip(legs, heights, strict=True)}
+            steps = [step for leg in past for step in (leg.start, leg.stop)]
+            ax.plot(steps, [of[leg.member, leg.number] for leg in past for _ in range(2)], color=COLORS[0])
+        _title(plot, title)
+    return plot
+
+
+def _panels(count: int, xlabel: str) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels, which share their horizontal axis."""
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    plot = figure(3.3 * columns + 0.4, 2.5 * rows + 0.6)
+    axes = list(plot.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    for ax in axes[max(0, count - columns) : count]:
+        ax.set_xlabel(xlabel)
+        ax.tick_params(labelbottom=True)
+    return plot, axes[:count]
+
+
+def _heights(ax: Axes, values: Sequence[Any]) -> list[float]:
+    """Where to draw values: numbers as they are, others one above the other by name."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        _log_if_wide(ax, np.asarray(values, dtype=np.float64))
+        return list(values)
+    names = sorted({str(value) for value in values})
+    ax.set_yticks(range(len(names)), names)
+    return [float(names.index(str(value))) for value in values]
 
 
 def _trajectory(ax: Axes, name: str, tuned: Any) -> None:

@@ -108,6 +108,15 @@ class PB2(Search):
         if steps < self.interval:
             raise ValueError(f"steps must be at least interval={self.interval}, got {steps}")
 
+    def stops(self, steps: int) -> list[int]:
+        """Steps at which members are compared; the last one is the end.
+
+        Example:
+            >>> PB2({"batch_size": [32, 64]}, interval=100).stops(350)
+            [100, 200, 350]
+        """
+        return [*range(self.interval, steps - self.interval + 1, self.interval), steps]
+
     def total_steps(self, steps: int) -> int:
         """Steps of all members."""
         return self.size * steps
@@ -124,12 +133,13 @@ class PB2(Search):
         if rounds and len(rounds[-1]) < self.size:
             ended = {leg.member for leg in rounds.pop()}
         elif rounds and all(leg.error for leg in rounds[-1]):
-            warnings.warn(
-                f"all members failed after step {rounds[-1][0].start}, and the search ends there; the first said: "
-                f"{rounds[-1][0].error}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            if len(rounds) > 1:  # or else nothing is found at all, which run() says
+                last = rounds[-1][0]
+                warnings.warn(
+                    f"all members failed after step {last.start}, and the search ends there: {last.error}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
             return []
         elif rounds and rounds[-1][0].stop == steps:
             return []
@@ -139,7 +149,8 @@ class PB2(Search):
         """The legs of the round after these."""
         number = len(rounds)
         rng = np.random.default_rng([seed, number])
-        start, stop = number * self.interval, min((number + 1) * self.interval, steps)
+        stops = self.stops(steps)
+        start, stop = stops[number - 1] if number else 0, stops[number]
         if not rounds:
             configs: dict[int, Config] = dict(enumerate(self.space.spread(rng, self.size)))
             sources: dict[int, int] = {}
