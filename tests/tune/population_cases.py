@@ -1,67 +1,64 @@
-"""Training functions that worker processes can import."""
+"""Trainings that worker processes can import, and a search played through without training anything."""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from metafast.tune import Forward, OnlineTuner
-from metafast.tune.population import Member
+from metafast.tune.population import Leg, Member
+from metafast.tune.population._search import Search
 
-STEPS, INTERVAL = 24, 6
+LINE = torch.linspace(-1, 1, 16)[:, None]
 
 
-def line(member: Member) -> None:
-    """A weight that grows by the configured speed at every step; the value is the weight."""
-    weight = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(weight.weight)
-    member.restore(weight)
-    with torch.no_grad():
-        for _ in member.steps:
-            weight.weight += member.config["speed"]
-    member.report(member.stop, weight.weight)
-    member.save(weight)
-
-
-def curve(member: Member) -> None:
-    """The value depends on the configuration and the step alone."""
-    model = nn.Linear(1, 1)
-    member.restore(model)
-    member.report(member.stop, member.config["loss"] + 1 / member.stop)
-    member.save(model)
-
-
-def fragile(member: Member) -> None:
-    """Fails in one of several ways."""
-    how = member.config["speed"]
-    if how == 2:
-        raise ValueError("no good")
-    if how == 3:
-        member.restore()
-        member.report(member.stop, torch.nan)
-    if how == 4:
-        os._exit(3)  # as a process that the kernel kills
-    line(member)
-
-
-def digits(member: Member) -> None:
-    """A network of searched depth on batches of searched size; its learning rate is tuned by hypergradients."""
-    torch.manual_seed(member.id)
-    layers = [nn.Linear(8, 8), nn.Tanh()] * member.config["layers"]
-    model = nn.Sequential(*layers, nn.Linear(8, 2))
-    opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(96, 8, generator=generator)
-    y = (x[:, :3].sum(1) > 0).long()
-    tuner = OnlineTuner(model, opt, "lr", [(x[64:], y[64:])], Forward(hvp=False, decay=0.9), 3)
-    member.restore(model, opt, tuner=tuner)
-    assert tuner.calls == member.start
+def train(member: Member) -> None:
+    """A line is fitted; the rate is searched, and noise depends on the leg's seed."""
+    model = torch.nn.Linear(1, 1)
+    opt = torch.optim.SGD(model.parameters(), lr=member.config["rate"], momentum=0.5)
+    member.restore(model, opt)
+    begins = float(model.weight)
     for _ in member.steps:
-        rows = torch.randint(64, (member.config["batch_size"],))
-        tuner.step(lambda x, y: F.cross_entropy(model(x), y), x[rows], y[rows])
+        x = LINE[torch.randperm(16)[: member.config.get("batch_size", 4)]]
+        opt.zero_grad()
+        (model(x) - 3 * x).square().mean().backward()
+        opt.step()
     with torch.no_grad():
-        member.report(member.stop, F.cross_entropy(model(x[64:]), y[64:]))
-    member.save(model, opt, tuner=tuner, extras={"rate": opt.param_groups[0]["lr"]})
+        member.report(member.stop, (model(LINE) - 3 * LINE).square().mean(), begins=begins)
+    member.save(model, opt)
+
+
+def train_with_accidents(member: Member) -> None:
+    """Member 1 dies in its second leg, where it is a process, and raises elsewhere; member 2 says NaN."""
+    if member.id == 1 and member.start == 4:
+        if multiprocessing.parent_process() is not None:
+            os._exit(7)
+        raise RuntimeError("an accident")
+    if member.id == 2 and member.start == 8:
+        member.restore(*objects())
+        member.report(member.stop, math.nan)
+    train(member)
+
+
+def objects() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """What `train` saves."""
+    model = torch.nn.Linear(1, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+
+
+def play(search: Search, value: Callable[[Leg, float], float], steps: int, seed: int = 0, free: int = 1) -> list[Leg]:
+    """The legs of a search whose values are `value(leg, value before)`, `free` at a time; NaN is a failure."""
+    done: list[Leg] = []
+    ends: dict[tuple[int, int], float] = {}
+    while legs := search.todo(done, [], free, steps, seed):
+        for leg in legs:
+            own = leg.member if leg.source is None else leg.source
+            end = value(leg, ends.get((own, leg.start), 0.0))
+            ends[leg.member, leg.stop] = end
+            failed = math.isnan(end)
+            done.append(replace(leg, value=None if failed else end, error="ValueError: no" if failed else None))
+    return done

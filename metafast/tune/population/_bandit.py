@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6)
-FORGETTING = (0.0, 0.05, 0.2, 0.5)
+FORGETTING = (0.02, 0.06, 0.2, 0.5)  # never 0: what was once bad is tried again
 NOISE = (0.01, 0.1, 1.0)  # in parts of the signal variance
 TYPICAL = (0.4, 0.1, 0.1)  # of each of the three: the middle of a prior, which rules while there are few points
 PRIOR_WIDTH = math.log(4.0)

@@ -242,7 +242,7 @@ class Space:
     def spread(self, rng: np.random.Generator, count: int) -> list[Config]:
         """Configurations that cover each range evenly: a Latin hypercube."""
         columns = {
-            name: [dimension.decode(unit) for unit in (rng.permutation(count) + rng.random(count)) / count]
+            name: [dimension.decode(unit) for unit in ((rng.permutation(count) + rng.random(count)) / count).tolist()]
             for name, dimension in self.dimensions.items()
         }
         return [{name: column[row] for name, column in columns.items()} for row in range(count)]
