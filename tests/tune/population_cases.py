@@ -21,7 +21,7 @@ def train(member: Member) -> None:
     model = torch.nn.Linear(1, 1)
     opt = torch.optim.SGD(model.parameters(), lr=member.config["rate"], momentum=0.5)
     member.restore(model, opt)
-    begins = float(model.weight)
+    begins = model.weight.item()
     for _ in member.steps:
         x = LINE[torch.randperm(16)[: member.config.get("batch_size", 4)]]
         opt.zero_grad()
@@ -33,12 +33,12 @@ def train(member: Member) -> None:
 
 
 def train_with_accidents(member: Member) -> None:
-    """Member 1 dies in its second leg, where it is a process, and raises elsewhere; member 2 says NaN."""
-    if member.id == 1 and member.start == 4:
+    """Member 2 says NaN in its second leg; member 1 dies in its last one, where it is a process, and raises elsewhere."""
+    if member.id == 1 and member.start == 8:
         if multiprocessing.parent_process() is not None:
             os._exit(7)
         raise RuntimeError("an accident")
-    if member.id == 2 and member.start == 8:
+    if member.id == 2 and member.start == 4:
         member.restore(*objects())
         member.report(member.stop, math.nan)
     train(member)

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RUNS = {
     "tune_digits.py": (["--steps", "20", "--method", "one_step"], ["step 20, training loss", "test accuracy"]),
     "tune_regularizers.py": (["--steps", "12", "--every", "4"], ["3.p: 0.05 ->", "test accuracy"]),
-    "tune_population.py": (["--steps", "40"], ["batch_size", "schedule of the best", "test accuracy"]),
+    "tune_population.py": (["--steps", "40"], ["batch size of the best, from step on", "test accuracy"]),
 }
 
 

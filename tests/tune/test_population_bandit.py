@@ -116,8 +116,8 @@ def test_noise_and_forgetting_are_told_from_structure():
     moving = standardized(-(points[:, 1] - points[:, 0] / 15).square())
     noise = standardized(torch.randn(60, dtype=F64, generator=rng))
     assert float(most_probable(points, smooth, unordered).noise) < float(most_probable(points, noise, unordered).noise)
-    assert float(most_probable(points, smooth, unordered).forgetting) == 0
-    assert float(most_probable(points, moving, unordered).forgetting) > 0
+    assert float(most_probable(points, smooth, unordered).forgetting) == min(FORGETTING) > 0
+    assert float(most_probable(points, moving, unordered).forgetting) > min(FORGETTING)
 
 
 def test_points_under_way_lower_the_deviation_and_leave_the_mean():
