@@ -1,11 +1,15 @@
 """The figure of tuning."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from metafast.plots import hyperparameter_trajectories, save
+from metafast.plots._tune import population_schedules
 from metafast.tune import Tuned
+from metafast.tune.population import Leg, PopulationResult
 
 
 def tuned(units, steps=4):
@@ -41,3 +45,22 @@ def test_a_tensor_whose_history_is_its_mean():
 def test_what_is_no_state_is_refused(state, error):
     with pytest.raises(error):
         hyperparameter_trajectories(state)
+
+
+def test_a_population_with_the_past_of_the_best_in_colour():
+    def leg(member, number, rate, kind, value, source=None):
+        return Leg(member, number, 5 * number, 5 * number + 5, {"rate": rate, "kind": kind}, 0, source, value)
+
+    legs = [leg(0, 0, 1.0, "a", 3.0), leg(1, 0, 20.0, "b", 1.0), leg(0, 1, 4.0, "b", 0.5, source=1)]
+    legs += [Leg(1, 1, 5, 10, {"rate": 3.0, "kind": "b"}, 0, None, None, "ValueError: no")]
+    figure = population_schedules(PopulationResult(Path("nowhere"), legs, "min"), title="Population")
+    value, rate, kind = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["value", "rate", "kind"]
+    assert len(value.lines) == 3 and value.lines[-1].get_xydata().tolist() == [[5, 1.0], [10, 0.5]]
+    assert rate.get_yscale() == "log"
+    assert rate.lines[0].get_xydata().tolist() == [[0, 20.0], [5, 20.0], [5, 4.0], [10, 4.0]]
+    assert [label.get_text() for label in kind.get_yticklabels()] == ["a", "b"]
+    assert kind.lines[0].get_ydata().tolist() == [1, 1, 1, 1]
+    assert len(rate.collections[0].get_segments()) == 3  # the failed leg is not drawn
+    with pytest.raises(TypeError, match="result must be"):
+        population_schedules({"rate": 1})

@@ -33,7 +33,7 @@ def train(member: Member) -> None:
 
 
 def train_with_accidents(member: Member) -> None:
-    """Member 2 says NaN in its second leg; member 1 dies in its last one, where it is a process, and raises elsewhere."""
+    """Member 2 says NaN in its second leg; member 1 dies in its last one if it is a process, and raises elsewhere."""
     if member.id == 1 and member.start == 8:
         if multiprocessing.parent_process() is not None:
             os._exit(7)

@@ -284,6 +284,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, optio
     assert not (tmp_path / "new").exists()
 
 
+def test_an_output_that_is_no_folder_is_refused():
+    for output in (None, "", 3):
+        with pytest.raises(TypeError, match="output must be a folder"):
+            run(pb2(), output)
+
+
 def test_another_search_does_not_go_on_with_this_one(whole):
     rows = Run.open(whole.path).rows()
     for search, options, says in [
