@@ -8,7 +8,7 @@ Needs matplotlib: `pip install 'metafast[plots]'`.
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._style import save, style
-from metafast.plots._tune import hyperparameter_trajectories
+from metafast.plots._tune import hyperparameter_trajectories, population_schedules
 
 __all__ = [
     "accuracy_by_rate",
@@ -17,6 +17,7 @@ __all__ = [
     "learning_rates",
     "loss_curves",
     "meta_learning_curves",
+    "population_schedules",
     "save",
     "style",
 ]
