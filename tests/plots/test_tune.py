@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-from metafast.plots import hyperparameter_trajectories, save
-from metafast.plots._tune import population_schedules
+from metafast.plots import hyperparameter_trajectories, population_schedules, save
+
 from metafast.tune import Tuned
 from metafast.tune.population import Leg, PopulationResult
 
