@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from metafast.plots import hyperparameter_trajectories, population_schedules, save
-
 from metafast.tune import Tuned
 from metafast.tune.population import Leg, PopulationResult
 
