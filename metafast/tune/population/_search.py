@@ -94,6 +94,8 @@ class Search(ABC):
         steps, seed = integer("steps", steps, minimum=1), integer("seed", seed, minimum=0)
         workers, threads = integer("workers", workers, minimum=0), integer("threads", threads, minimum=1)
         self.check_steps(steps)
+        if not isinstance(output, str | os.PathLike) or not os.fspath(output):
+            raise TypeError(f"output must be a folder such as 'runs/pb2', got {output!r}")
         folder = Path(output)
         bar = Progress(type(self).__name__, self.total_steps(steps), shown=progress)
         place = train, folder, threads, bar.report
