@@ -103,11 +103,13 @@ def population_schedules(result: Any, *, title: str | None = None, xlabel: str =
     names = list(past[-1].config)
     with style():
         plot, axes = _panels(1 + len(names), xlabel)
-        for member in result.members:
-            own = result.lineage(member.id)
-            axes[0].plot(
-                [leg.stop for leg in own], [leg.value for leg in own], color="#BBBBBB", marker=".", linewidth=1
+        ends = {(leg.member, leg.stop): leg.value for leg in legs}
+        for leg in legs:
+            before = ends.get((leg.member if leg.source is None else leg.source, leg.start))
+            steps, values = (
+                ([leg.stop], [leg.value]) if before is None else ([leg.start, leg.stop], [before, leg.value])
             )
+            axes[0].plot(steps, values, color="#BBBBBB", marker=".", linewidth=1)
         axes[0].plot([leg.stop for leg in past], [leg.value for leg in past], color=COLORS[0], marker="o")
         axes[0].set_title("value")
         for ax, name in zip(axes[1:], names, strict=True):
@@ -140,6 +142,8 @@ def _heights(ax: Axes, values: Sequence[Any]) -> list[float]:
     """Where to draw values: numbers as they are, others one above the other by name."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         _log_if_wide(ax, np.asarray(values, dtype=np.float64))
+        if len(set(values)) <= MOST_NAMED:
+            ax.set_yticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         return list(values)
     names = sorted({str(value) for value in values})
     ax.set_yticks(range(len(names)), names)

@@ -55,8 +55,9 @@ def test_a_population_with_the_past_of_the_best_in_colour():
     figure = population_schedules(PopulationResult(Path("nowhere"), legs, "min"), title="Population")
     value, rate, kind = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["value", "rate", "kind"]
-    assert len(value.lines) == 3 and value.lines[-1].get_xydata().tolist() == [[5, 1.0], [10, 0.5]]
-    assert rate.get_yscale() == "log"
+    assert value.lines[2].get_xydata().tolist() == [[5, 1.0], [10, 0.5]]  # from where it took over
+    assert len(value.lines) == 4 and value.lines[-1].get_xydata().tolist() == [[5, 1.0], [10, 0.5]]
+    assert rate.get_yscale() == "log" and [label.get_text() for label in rate.get_yticklabels()] == ["1", "4", "20"]
     assert rate.lines[0].get_xydata().tolist() == [[0, 20.0], [5, 20.0], [5, 4.0], [10, 4.0]]
     assert [label.get_text() for label in kind.get_yticklabels()] == ["a", "b"]
     assert kind.lines[0].get_ydata().tolist() == [1, 1, 1, 1]
