@@ -55,7 +55,8 @@ class PopulationResult:
         best: the member with the best value at the end of its training.
 
     Example:
-        >>> legs = [Leg(0, 0, 0, 10, {"batch_size": 32}, 0, None, 0.5), Leg(1, 0, 0, 10, {"batch_size": 64}, 0, None, 0.9)]
+        >>> legs = [Leg(0, 0, 0, 10, {"batch_size": 32}, 0, value=0.5)]
+        >>> legs += [Leg(1, 0, 0, 10, {"batch_size": 64}, 0, value=0.9)]
         >>> legs += [Leg(1, 1, 10, 20, {"batch_size": 128}, 0, source=0, value=0.3)]
         >>> result = PopulationResult(Path("runs/pb2"), legs, "min")
         >>> result.best.id, result.schedule()
