@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from metafast._collectives import together
+
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
     from metafast.maml._learner import MetaLearner
@@ -103,16 +105,8 @@ def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> 
 def _add_up(parameters: list[nn.Parameter], scale: float) -> None:
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
-    by_dtype: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for index, grad in enumerate(grads):
-        by_dtype.setdefault((grad.dtype, grad.device), []).append(index)
-    for members in by_dtype.values():
-        flat = torch.cat([grads[index].reshape(-1) for index in members])
-        flat = flat * scale
-        dist.all_reduce(flat)
-        parts = flat.split([grads[index].numel() for index in members])
-        for index, part in zip(members, parts, strict=True):
-            learned[index].grad = part.view_as(learned[index])
+    for parameter, total in zip(learned, together([grad * scale for grad in grads], dist.all_reduce), strict=True):
+        parameter.grad = total
 
 
 def _average_buffers(module: nn.Module, weight: float) -> None:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from metafast._collectives import together
+
 
 class Parallel:
     """The processes of a `DistributedDataParallel` model, or of a group; one process for any other model.
@@ -40,24 +42,10 @@ class Parallel:
         """
         if self.size == 1:
             return list(tensors)
-        found: list[Tensor | None] = [None] * len(like)
-        for members in by_storage(like):
-            parts = [like[i].new_zeros(like[i].shape) if tensors[i] is None else tensors[i] for i in members]
-            there = torch.tensor([float(tensors[i] is not None) for i in members])
-            flat = torch.cat([there.to(parts[0]), *(part.reshape(-1) for part in parts if part is not None)])
-            dist.all_reduce(flat, group=self.group)
-            counts, values = flat[: len(members)].tolist(), flat[len(members) :] / self.size
-            pieces = values.split([like[i].numel() for i in members])
-            for i, count, piece in zip(members, counts, pieces, strict=True):
-                found[i] = piece.view(like[i].shape) if count else None
-        return found
-
-    def mean_of(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor that every process has."""
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.group)
-            tensor /= self.size
-        return tensor
+        filled = [torch.zeros_like(x) if tensor is None else tensor for tensor, x in zip(tensors, like, strict=True)]
+        there = torch.tensor([float(tensor is not None) for tensor in tensors], device=like[0].device)
+        *sums, counts = together([*filled, there], lambda flat: dist.all_reduce(flat, group=self.group))
+        return [total / self.size if count else None for total, count in zip(sums, counts.tolist(), strict=True)]
 
     @torch.no_grad()
     def share_buffers(self) -> None:
@@ -66,16 +54,6 @@ class Parallel:
             return
         buffers = list(self.model.buffers())
         source = dist.get_global_rank(self.group, 0)
-        for members in by_storage(buffers):
-            flat = torch.cat([buffers[i].reshape(-1) for i in members])
-            dist.broadcast(flat, source, group=self.group)
-            for i, piece in zip(members, flat.split([buffers[i].numel() for i in members]), strict=True):
-                buffers[i].copy_(piece.view(buffers[i].shape))
-
-
-def by_storage(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the tensors that share a dtype and a device."""
-    found: dict[Any, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        found.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return list(found.values())
+        shared = together(buffers, lambda flat: dist.broadcast(flat, source, group=self.group))
+        for buffer, value in zip(buffers, shared, strict=True):
+            buffer.copy_(value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,10 +41,10 @@ class Clip:
     norm: Tensor
     limit: float
 
-    def __call__(self, grads: Grads) -> list[Tensor | None]:
-        """Gradients, clipped."""
+    def clipped(self) -> list[Tensor | None]:
+        """The gradients after it."""
         factor = self.limit / (self.norm + 1e-6)
-        return [None if g is None else g.detach() * factor.to(g) for g in grads]
+        return [None if g is None else g.detach() * factor.to(g) for g in self.grads]
 
     def derivative(self, given: Grads) -> list[Tensor | None]:
         """The Jacobian, which is symmetric, times a tangent or a covector."""
@@ -90,11 +90,22 @@ class Problem:
         self.tensor_knobs = [knob for knob in knobs if knob.tensor is not None]
         self.tensors = [knob.tensor for knob in knobs if knob.tensor is not None]
 
+    def gradient(self, loss: Any, *, graph: bool, scale: float = 1.0) -> Gradient:
+        """The derivatives of a training loss that has just been computed; with a graph of their own if asked for."""
+        return self._clipped(self._averaged(self._derivatives(loss, graph, scale, "the training loss")))
+
+    def validation(self, losses: Iterable[Any], scale: float) -> Gradient:
+        """The mean of validation losses, over processes too, and its derivatives; each loss is computed in its turn."""
+        found = [self._derivatives(loss, False, scale, "the validation loss") for loss in losses]
+        result = self._averaged(mean(found))
+        (value,) = self.parallel.mean([result.loss], [result.loss])
+        assert value is not None
+        result.loss = value
+        return result
+
     @torch.enable_grad()
-    def gradient(
-        self, loss: Any, *, graph: bool, scale: float = 1.0, clip: bool = True, what: str = "the training loss"
-    ) -> Gradient:
-        """The derivatives of a loss that has just been computed; with a graph of their own if asked for."""
+    def _derivatives(self, loss: Any, graph: bool, scale: float, what: str) -> Gradient:
+        """Of the scaled loss of this process."""
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"{what} must be a tensor of one element, got {came}; loss_fn has to return it")
@@ -120,9 +131,12 @@ class Problem:
                     f"the gradient of parameter {position} is {grad.layout} of {grad.dtype}; "
                     "dense real gradients are accepted: use sparse=False in the embedding"
                 )
-        plain = self._reduced(sources, known, scale)
-        result = Gradient(loss.detach(), plain[:count], plain[count:], sources, scale)
-        return self.clipped(result) if clip else result
+        return Gradient(loss.detach(), sources[:count], sources[count:], sources, scale)
+
+    def _averaged(self, gradient: Gradient) -> Gradient:
+        count, known = len(gradient.params), [*self.dynamics.params, *self.tensors]
+        plain = self._reduced([*gradient.params, *gradient.tensors], known, gradient.scale)
+        return replace(gradient, params=plain[:count], tensors=plain[count:])
 
     def given(self) -> Gradient:
         """The gradients that somebody else's backward pass has left in `.grad`; those are reduced and unscaled."""
@@ -130,16 +144,15 @@ class Problem:
         if all(g is None for g in params):
             raise ValueError("no parameter of the optimizer has a gradient; call loss.backward() first")
         nothing: list[Tensor | None] = [None] * (len(params) + len(self.tensors))
-        return self.clipped(Gradient(torch.zeros(()), params, [t.grad for t in self.tensors], nothing))
+        return self._clipped(Gradient(torch.zeros(()), params, [t.grad for t in self.tensors], nothing))
 
     @torch.no_grad()
-    def clipped(self, gradient: Gradient) -> Gradient:
-        """The gradient, with `params` held to `max_grad_norm`."""
+    def _clipped(self, gradient: Gradient) -> Gradient:
         if self.max_grad_norm is not None:
             there = [g.detach() for g in gradient.params if g is not None]
             clip = Clip(gradient.params, torch.nn.utils.get_total_norm(there), self.max_grad_norm)
             if clip.norm + 1e-6 > clip.limit:
-                gradient.clip, gradient.params = clip, clip(gradient.params)
+                gradient.clip, gradient.params = clip, clip.clipped()
         return gradient
 
     def _reduced(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor], scale: float) -> list[Tensor | None]:
@@ -236,4 +249,5 @@ def mean(gradients: Sequence[Gradient]) -> Gradient:
         average([g.params for g in gradients]),
         average([g.tensors for g in gradients]),
         [],
+        gradients[0].scale,
     )

@@ -18,7 +18,7 @@ from metafast.tune._knobs import expand, make_knobs
 from metafast.tune._learning import HyperLearning
 from metafast.tune._methods import Method, make_method
 from metafast.tune._parallel import Parallel
-from metafast.tune._problem import Call, Gradient, Problem, mean
+from metafast.tune._problem import Call, Gradient, Problem
 from metafast.tune._record import Tuned
 from metafast.tune._schedule import Schedule
 from metafast.tune._snapshots import Snapshots
@@ -88,7 +88,8 @@ class OnlineTuner:
         >>> from torch.nn import functional as F
         >>> model = torch.nn.Linear(4, 2)
         >>> opt = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        >>> x, y = torch.randn(32, 4), torch.randint(2, (32,))
+        >>> x = torch.randn(32, 4)
+        >>> y = (x[:, 0] > 0).long()
         >>> tuner = OnlineTuner(model, opt, tune=["lr", "momentum"], val_loader=[(x[24:], y[24:])], every=5)
         >>> for _ in range(20):
         ...     loss = tuner.step(lambda: F.cross_entropy(model(x[:24]), y[:24]))
@@ -349,16 +350,11 @@ class OnlineTuner:
     def _validate(self, state: State, batches: list[Any], scale: float) -> Gradient:
         """The mean validation loss of some batches at other weights, and its gradient."""
         problem = self._problem
-        found: list[Gradient] = []
+        device = problem.dynamics.params[0].device
         with problem.untouched(), problem.at(state), torch.enable_grad():
             problem.model.eval()
-            for batch in batches:
-                parts = parts_of(batch, problem.dynamics.params[0].device)
-                loss = self.val_loss(problem.model, *parts)
-                found.append(problem.gradient(loss, graph=False, scale=scale, clip=False, what="the validation loss"))
-        result = mean(found)
-        problem.parallel.mean_of(result.loss)
-        return result
+            losses = (self.val_loss(problem.model, *parts_of(batch, device)) for batch in batches)
+            return problem.validation(losses, scale)
 
     def scale_rates(self, factor: float) -> None:
         """Multiplies all learning rates; a tuned one stays inside its bounds, and its history shows it.
