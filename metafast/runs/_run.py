@@ -28,6 +28,7 @@ from torch import Tensor
 from metafast._checks import integer
 from metafast.runs import _checkpoint
 from metafast.runs._checkpoint import CheckpointError, dumps
+from metafast.runs._lock import take_lock
 from metafast.runs._objects import apply, capture, check_objects, named_objects
 from metafast.runs._state import pack, unpack
 from metafast.runs._versions import versions
@@ -650,11 +651,10 @@ class Run:
         self._open_log()
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = take_lock(self._path / ".lock")
             _locked.add(self)
-        except OSError:
+        except BlockingIOError:
             self._release()
             raise RuntimeError(
                 f"run {self._path} is being written by another process; wait for it or end it first"

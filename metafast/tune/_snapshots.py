@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import copy
-import fcntl
 import math
 import os
 import threading
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from metafast._checks import fraction, integer
 from metafast.runs import _checkpoint, rng_state, set_rng_state
-from metafast.runs._objects import apply, capture, check_objects
+from metafast.runs._lock import take_lock
+from metafast.runs._objects import apply, capture, check_objects, named_objects
 from metafast.tune._tune import positive
 
 if TYPE_CHECKING:
@@ -124,9 +124,8 @@ class Snapshots:
         self.keep = integer("keep", keep, minimum=1)
         if rollback is not None and not isinstance(rollback, RollBack):
             raise TypeError(f"rollback must be a RollBack or None, got {type(rollback).__name__}")
-        for name, value in {"data": data, **stateful}.items():
-            if value is not None and not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
-                raise TypeError(f"{name} must have state_dict() and load_state_dict(), got {type(value).__name__}")
+        for name, value in named_objects(None, None, {"data": data, **stateful}).items():
+            capture(name, value)  # what cannot be saved is said now
         if {"model", "optimizer", "tuner"} & set(stateful):
             raise ValueError("model, optimizer and tuner are saved anyway; leave them out of stateful")
         self.folder, self.rollback = Path(folder), rollback
@@ -138,7 +137,10 @@ class Snapshots:
         self._warned = False
         self._writer = _Writer(self.folder, self.keep) if background else None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _take(self.folder)
+        try:
+            self._lock: int | None = take_lock(self.folder / ".lock")
+        except BlockingIOError:
+            raise RuntimeError(f"another process writes snapshots to {folder}; choose another folder") from None
         self._number = max(_checkpoint.steps_on_disk(self.folder), default=-1) + 1
 
     # ---- while training
@@ -146,7 +148,7 @@ class Snapshots:
     def after_step(self, tuner: OnlineTuner) -> None:
         """Rolls back, or takes a snapshot that is due; the tuner calls it at the end of each step."""
         self._hear()
-        if tuner.validation and len(tuner.validation) > self._looks:
+        if len(tuner.validation) > self._looks:
             self._looks = len(tuner.validation)
             if self._look(tuner, tuner.validation[-1][1]):
                 return
@@ -157,7 +159,7 @@ class Snapshots:
         """Takes a snapshot now."""
         objects = self._objects(tuner, with_data=True)
         state = copy.deepcopy({name: capture(name, value) for name, value in objects.items()})
-        ring = {"best": self._best, "events": self.events, "bad": self._bad, "looks": self._looks}
+        ring = {"best": self._best, "events": self.events, "bad": self._bad}
         self._good = {"objects": state, "rng": rng_state(), "extras": {"calls": tuner.calls, **copy.deepcopy(ring)}}
         if self._writer is not None:
             self._writer.put(self._number, self._good)
@@ -214,7 +216,7 @@ class Snapshots:
             self._restore(objects, state)
             set_rng_state(state["rng"])
             kept = state["extras"]
-            self._best, self._bad, self._looks = kept["best"], kept["bad"], kept["looks"]
+            self._best, self._bad, self._looks = kept["best"], kept["bad"], len(tuner.validation)
             self.events = list(kept["events"])
             self._good = state
             calls: int = kept["calls"]
@@ -245,8 +247,8 @@ class Snapshots:
         self.save(tuner)  # with the smaller rates, so that a resumed training and the next roll-back have them
 
     def _objects(self, tuner: OnlineTuner, *, with_data: bool) -> dict[str, Any]:
-        objects = {"model": tuner.module, "optimizer": tuner.optimizer, "tuner": tuner, **self._stateful}
-        return {**objects, "data": self.data} if with_data and self.data is not None else objects
+        others = {"tuner": tuner, **self._stateful, "data": self.data if with_data else None}
+        return named_objects(tuner.module, tuner.optimizer, others)
 
     @staticmethod
     def _restore(objects: dict[str, Any], state: dict[str, Any]) -> None:
@@ -257,7 +259,7 @@ class Snapshots:
     # ---- errors
 
     def _hear(self) -> None:
-        if self._writer is not None and self._writer.done:
+        if self._writer is not None:
             self._note(self._writer.error)
 
     def _note(self, error: OSError | None) -> None:
@@ -280,8 +282,7 @@ class _Writer:
         self._busy = False
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
-        self.error: OSError | None = None
-        self.done = False  # whether something has ended since the last look
+        self.error: OSError | None = None  # of the last one written
 
     def put(self, number: int, state: dict[str, Any]) -> None:
         with self._condition:
@@ -304,7 +305,7 @@ class _Writer:
                 (number, state), self._waiting, self._busy = self._waiting, None, True
             error = _write(self._folder, number, state, self._keep)
             with self._condition:
-                self._busy, self.error, self.done = False, error, True
+                self._busy, self.error = False, error
                 self._condition.notify_all()
 
 
@@ -315,14 +316,3 @@ def _write(folder: Path, number: int, state: dict[str, Any], keep: int) -> OSErr
     except OSError as error:
         return error
     return None
-
-
-def _take(folder: Path) -> int:
-    """Holds the folder for this process; the lock goes with the process, however it ends."""
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise RuntimeError(f"another process writes snapshots to {folder}; choose another folder") from error
-    return handle
