@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from metafast.runs._checkpoint import dumps, replace_file
 from metafast.runs._state import pack, unpack
 from metafast.tune import Forward, OnlineTuner
 
@@ -33,19 +33,24 @@ class TunerOptions:
     def make(self, model: Any, optimizer: Any, scheduler: Any, **options: Any) -> OnlineTuner:
         """The tuner of a training; the trainer averages training gradients over processes, the tuner the others."""
         group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-        arguments = {**self.arguments, **options}
-        return OnlineTuner(
-            model, optimizer, method=self.method, scheduler=scheduler, process_group=group, **arguments
-        )  # fmt: skip
+        arguments = {**self.arguments, **options, "scheduler": scheduler, "process_group": group}
+        return OnlineTuner(model, optimizer, method=self.method, **arguments)
+
+
+def logged(tuner: OnlineTuner) -> dict[str, float]:
+    """What goes into a trainer's log: hyperparameters that have one value."""
+    return {
+        f"tuned/{name}": next(iter(tuned.values.values()))
+        for name, tuned in tuner.state.items()
+        if len(tuned.values) == 1
+    }
 
 
 def save_tuner(tuner: OnlineTuner, folder: Path) -> None:
-    """Writes the tuner's state beside a trainer's checkpoint, without pickle; the JSON last, by one rename."""
+    """Writes the tuner's state beside a trainer's checkpoint, without pickle; the JSON last."""
     tree, tensors = pack(tuner.state_dict())
-    save_file(tensors, folder / FILES[1])
-    part = folder / (FILES[0] + ".part")
-    part.write_text(json.dumps(tree), encoding="utf-8")
-    os.replace(part, folder / FILES[0])
+    replace_file(folder / FILES[1], lambda path: save_file(tensors, path))
+    replace_file(folder / FILES[0], lambda path: path.write_text(dumps(tree), encoding="utf-8"))
 
 
 def load_tuner(tuner: OnlineTuner, folder: Path) -> None:

@@ -9,7 +9,7 @@ try:
 except ImportError:
     from pytorch_lightning import Callback
 
-from metafast.integrations._tuning import TunerOptions
+from metafast.integrations._tuning import TunerOptions, logged
 from metafast.runs._state import pack, unpack
 from metafast.tune import OnlineTuner
 
@@ -78,9 +78,7 @@ class TunerCallback(Callback):  # type: ignore[misc, unused-ignore]
         assert self.tuner is not None
         self._looked = False
         self.tuner.after_step()
-        for name, tuned in self.tuner.state.items():
-            if len(tuned.values) == 1:
-                pl_module.log(f"tuned/{name}", next(iter(tuned.values.values())))
+        pl_module.log_dict(logged(self.tuner))
 
     def state_dict(self) -> dict[str, Any]:
         """The tuner's state, as numbers, strings and tensors."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from metafast.integrations._tuning import TunerOptions, load_tuner, save_tuner
+from metafast.integrations._tuning import TunerOptions, load_tuner, logged, save_tuner
 from metafast.tune import OnlineTuner
 
 
@@ -75,11 +75,7 @@ class TunerCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Adds the values to the Trainer's log."""
         if self.tuner is None or logs is None:
             return
-        values = {
-            f"tuned/{name}": next(iter(tuned.values.values()))
-            for name, tuned in self.tuner.state.items()
-            if len(tuned.values) == 1
-        }
+        values = logged(self.tuner)
         logs.update(values)
         if state.log_history:  # has a copy already
             state.log_history[-1].update(values)

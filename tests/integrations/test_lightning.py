@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-lightning = pytest.importorskip("pytorch_lightning")
+pytest.importorskip("pytorch_lightning")
+import pytorch_lightning as lightning
 
-from metafast.integrations.lightning import TunerCallback  # noqa: E402
-from metafast.tune import Forward, OnlineTuner  # noqa: E402
+from metafast.integrations.lightning import TunerCallback
+from metafast.tune import Forward, OnlineTuner
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # of Lightning: few workers, no validation loop
