@@ -110,7 +110,7 @@ class Dynamics:
         for param, index in zip(self.params, self.group_of, strict=True):
             kept = self.optimizer.state.get(param, {})
             theta = param.detach()
-            dtype = compute_dtype(theta)
+            dtype = compute_dtype(theta.dtype)
             slot = {THETA: theta.to(dtype)}
             for name in self.rule.state_names(self.optimizer.param_groups[index]):
                 value = kept.get(name)
@@ -249,9 +249,9 @@ def _load_forward_mode() -> None:
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Updates of half-precision tensors are computed in float32."""
-    return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is computed in float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def dot(a: Slots, b: Grads) -> Tensor:

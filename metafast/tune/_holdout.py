@@ -58,8 +58,7 @@ def holdout(dataset: Dataset[Any], share: float = 0.1, seed: int = 0) -> tuple[S
 def split_loader(loader: Any, share: float, seed: int) -> tuple[Any, Any]:
     """A training loader without the examples that are held out, and a loader of these, both made like the given one."""
     if isinstance(loader, Batches):
-        count = len(loader.tensors[0])
-        parts = holdout(range(count), share, seed)  # type: ignore[arg-type]
+        parts = holdout(TensorDataset(*loader.tensors), share, seed)
         some, others = ([tensor[torch.tensor(part.indices)] for tensor in loader.tensors] for part in parts)
         size, order, shuffle = loader.batch_size, loader.seed, loader.shuffle
         return (

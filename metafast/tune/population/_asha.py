@@ -60,10 +60,8 @@ class ASHA(Search):
 
     def settings(self) -> dict[str, Any]:
         """What the search was made with."""
-        return {
-            "space": self.space.describe(), "mode": self.mode, "trials": self.trials, "min_steps": self.min_steps,
-            "reduction": self.reduction,
-        }  # fmt: skip
+        own = {"trials": self.trials, "min_steps": self.min_steps, "reduction": self.reduction}
+        return {**super().settings(), **own}
 
     def check_steps(self, steps: int) -> None:
         """Raises where there is no room for the first rung."""

@@ -98,10 +98,8 @@ class PB2(Search):
 
     def settings(self) -> dict[str, Any]:
         """What the search was made with."""
-        return {
-            "space": self.space.describe(), "mode": self.mode, "size": self.size, "interval": self.interval,
-            "quantile": self.quantile, "explore": self.explore, "kappa": self.kappa, "resample": self.resample,
-        }  # fmt: skip
+        names = "size", "interval", "quantile", "explore", "kappa", "resample"
+        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def check_steps(self, steps: int) -> None:
         """Raises where members would never be compared."""

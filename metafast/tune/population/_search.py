@@ -39,9 +39,9 @@ class Search(ABC):
     def todo(self, done: Sequence[Leg], running: Sequence[Leg], free: int, steps: int, seed: int) -> list[Leg]:
         """Legs to begin now; none where some under way must be waited for, or nothing is left to do."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What the search was made with, as plain data."""
+        return {"space": self.space.describe(), "mode": self.mode}
 
     @abstractmethod
     def check_steps(self, steps: int) -> None:

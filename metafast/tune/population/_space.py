@@ -20,13 +20,20 @@ FACTORS = (0.8, 1.2)  # of PBT's perturbation
 class Dimension(ABC):
     """One searched hyperparameter.
 
-    `ordered` says whether values next to each other are alike, `fixed` whether the value stays with its training,
-    `count` how many values there are (None: a continuum).
+    `fixed` says whether the value stays with its training.
     """
 
     fixed: bool
-    ordered: bool
-    count: int | None
+
+    @property
+    @abstractmethod
+    def ordered(self) -> bool:
+        """Whether values next to each other are alike."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int | None:
+        """How many values there are; None: a continuum."""
 
     @abstractmethod
     def decode(self, unit: float) -> Any:
@@ -87,13 +94,13 @@ class Choice(Dimension):
         _check_flag("fixed", self.fixed)
 
     @property
-    def ordered(self) -> bool:  # type: ignore[override]
+    def ordered(self) -> bool:
         """Whether the values are numbers in ascending order."""
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.choices)
         return numbers and list(self.choices) == sorted(self.choices)
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         """The number of values."""
         return len(self.choices)
 
@@ -147,7 +154,7 @@ class IntRange(Dimension):
         _check_range(low, high, self.log, self.fixed)
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         """The number of values."""
         return self.high - self.low + 1
 

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from metafast.tune._dynamics import compute_dtype
 from metafast.tune._tune import positive
 from metafast.tune.regularizers._bilinear import bilinear
-from metafast.tune.regularizers._tunable import Tunable, check_floating, compute_dtype
+from metafast.tune.regularizers._tunable import Tunable, check_floating
 
 BOUNDS = {
     "shift": (1e-3, 0.5),

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from metafast._checks import fraction
+from metafast.tune._dynamics import compute_dtype
 from metafast.tune._tune import Tune, positive
-from metafast.tune.regularizers._tunable import Tunable, check_floating, compute_dtype
+from metafast.tune.regularizers._tunable import Tunable, check_floating
 
 LOWEST, HIGHEST = 1e-3, 0.9
+Dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
 CHANNEL_DIMS: dict[type[nn.Module], int] = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
 PER = ("layer", "global")
 
@@ -121,25 +123,25 @@ def replace_dropout(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if per not in PER:
         raise ValueError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
-    places: dict[nn.Module, list[str]] = {}  # a layer may be in several
+    places: dict[Dropout, list[str]] = {}  # a layer may be in several
     for path, module in model.named_modules(remove_duplicate=False):
-        if path and type(module) in CHANNEL_DIMS:
+        if path and isinstance(module, Dropout) and type(module) in CHANNEL_DIMS:
             places.setdefault(module, []).append(path)
     if not places:
         raise ValueError(
             "model has no nn.Dropout, Dropout1d, Dropout2d or Dropout3d inside it to replace; "
             "put a ConcreteDropout(p) where one should be"
         )
-    starts = [max(layer.p, LOWEST) if p is None else p for layer in places]  # type: ignore[type-var]
+    starts = [max(layer.p, LOWEST) if p is None else p for layer in places]
     if per == "global" and len(set(starts)) > 1:
         raise ValueError(
-            f"the layers have different probabilities, {', '.join(f'{x:g}' for x in sorted(set(starts)))}; "  # type: ignore[type-var]
+            f"the layers have different probabilities, {', '.join(f'{x:g}' for x in sorted(set(starts)))}; "
             'say where one for all starts, replace_dropout(model, per="global", p=0.1), or use per="layer"'
         )
     made: list[ConcreteDropout] = []
     for layer, start in zip(places, starts, strict=True):
         shared = made[0].p if per == "global" and made else start
-        made.append(ConcreteDropout(shared, temperature, CHANNEL_DIMS[type(layer)]).train(layer.training))  # type: ignore[arg-type]
+        made.append(ConcreteDropout(shared, temperature, CHANNEL_DIMS[type(layer)]).train(layer.training))
     for new, paths in zip(made, places.values(), strict=True):
         for path in paths:
             parent, _, name = path.rpartition(".")

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from metafast.tune._dynamics import compute_dtype
 from metafast.tune._tune import positive
-from metafast.tune.regularizers._tunable import Tunable, compute_dtype
+from metafast.tune.regularizers._tunable import Tunable
 
 PER = ("global", "layer", "tensor")
 

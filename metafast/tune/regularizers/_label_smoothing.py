@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metafast._checks import fraction, integer
-from metafast.tune.regularizers._tunable import Tunable, check_classes, check_floating, compute_dtype
+from metafast.tune._dynamics import compute_dtype
+from metafast.tune.regularizers._tunable import Tunable, check_classes, check_floating
 
 REDUCTIONS = ("mean", "sum", "none")
 

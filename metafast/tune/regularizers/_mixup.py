@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metafast._checks import integer
+from metafast.tune._dynamics import compute_dtype
 from metafast.tune._tune import positive
 from metafast.tune.regularizers._beta import symmetric_beta
-from metafast.tune.regularizers._tunable import Tunable, check_classes, check_floating, compute_dtype
+from metafast.tune.regularizers._tunable import Tunable, check_classes, check_floating
 
 PER = ("example", "batch")
 

@@ -63,11 +63,6 @@ class Tunable(nn.Module):
         return self
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half precision is computed in float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def check_floating(name: str, value: Any, advice: str) -> None:
     """Raises for anything but a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
