@@ -173,28 +173,36 @@ class Dynamics:
         return out
 
     @torch.enable_grad()
-    def pull(self, state: State, grads: Grads, options: Options, covector: Slots) -> Pulled:
-        """What a covector on the state after a step says of state, gradients and knobs before it."""
+    def pull(
+        self, state: State, grads: Grads, options: Options, covector: Slots, *, options_only: bool = False
+    ) -> Pulled:
+        """What a covector on the state after a step says of knobs, and of state and gradients before it."""
         slots: Slots = [dict(slot) for slot in covector]
         grad_out: list[Tensor | None] = [None] * len(slots)
         raws = {knob.name: knob.raw.detach().clone().requires_grad_() for knob in self.knobs}
         totals = {knob.name: torch.zeros_like(knob.raw) for knob in self.knobs}
         for block in self._blocks(state, grads):
-            start = {name: value.clone().requires_grad_() for name, value in block.flat(state.slots).items()}
-            grad = _gathered(block, state, grads).clone().requires_grad_()
+            start, grad = block.flat(state.slots), _gathered(block, state, grads)
+            inputs = list(raws.values())
+            if not options_only:
+                start = {name: value.detach().requires_grad_() for name, value in start.items()}
+                grad = grad.detach().requires_grad_()
+                inputs += [*start.values(), grad]
             new = self._update(block, start, grad, self._hyper(block.group, options, raws), options)
             given = block.flat(covector)
-            inputs = [*start.values(), grad, *raws.values()]
+            moved = [name for name in block.names if new[name].requires_grad]
+            if not moved:
+                continue
             found = torch.autograd.grad(
-                [new[name] for name in block.names], inputs, [given[name] for name in block.names], allow_unused=True
+                [new[name] for name in moved], inputs, [given[name] for name in moved], allow_unused=True
             )
             back = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-            count = len(start)
-            self._scatter(block, dict(zip(start, back[:count], strict=True)), state, slots)
-            for i, part in zip(block.members, block.split(back[count], state.slots), strict=True):
-                grad_out[i] = part
-            for name, part in zip(raws, back[count + 1 :], strict=True):
+            for name, part in zip(raws, back, strict=False):
                 totals[name] += part
+            if not options_only:
+                self._scatter(block, dict(zip(start, back[len(raws) : -1], strict=True)), state, slots)
+                for i, part in zip(block.members, block.split(back[-1], state.slots), strict=True):
+                    grad_out[i] = part
         return Pulled(slots, grad_out, totals)
 
     # ---- inside

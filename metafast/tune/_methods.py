@@ -22,7 +22,6 @@ class Method:
     Neither changes the model.
     """
 
-    replays = False  # whether steps have to be made again: needs random states and arguments of the loss
     keeps = False  # whether steps have to be made again after they are over
 
     def bind(self, problem: Problem, knobs: Sequence[Knob], every: int) -> None:
@@ -32,6 +31,11 @@ class Method:
         self.problem = problem
         self.knobs = list(knobs)
         self.every = every
+
+    @property
+    def replays(self) -> bool:
+        """Whether training losses are computed again, which needs the random states before them."""
+        return self.keeps
 
     def needs_graph(self, due: bool) -> bool:
         """Whether the next training gradient must be differentiable; `due`: a hypergradient follows."""

@@ -200,10 +200,30 @@ class Problem:
                 loss = call.loss_fn(*call.batch)
             yield self.gradient(loss, graph=graph, scale=call.scale)
 
-    def second_order(
-        self, gradient: Gradient, weights: Sequence[Tensor | None], *, params: bool = True
+    def second(
+        self,
+        call: Call,
+        gradient: Gradient,
+        weights: Sequence[Tensor | None],
+        *,
+        params: bool = True,
+        radius: float | None = None,
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """Σ weights · gradient, differentiated: Hessian product, and mixed products in each tensor's space."""
+        """Σ weights · gradient, differentiated: Hessian product, and mixed products in each tensor's space.
+
+        Args:
+            call, gradient: of a step; the gradient has a graph, unless there is a `radius`.
+            weights: a vector on the parameters.
+            params: whether the Hessian product is wanted.
+            radius: None: exact. Else the difference of two gradients of the call, this far on either side.
+        """
+        if radius is None:
+            return self._second_exact(gradient, weights, params)
+        return self._second_difference(call, weights, radius)
+
+    def _second_exact(
+        self, gradient: Gradient, weights: Sequence[Tensor | None], params: bool
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         outputs, given = [], []
         for grad, weight in zip(gradient.sources, weights, strict=False):  # of the parameters
             if grad is not None and weight is not None and grad.requires_grad:
@@ -215,6 +235,29 @@ class Problem:
         count = len(self.dynamics.params)
         hessian: list[Tensor | None] = found[:count] if params else [None] * count
         return hessian, self.in_space(found[len(found) - len(self.tensors) :])
+
+    def _second_difference(
+        self, call: Call, weights: Sequence[Tensor | None], radius: float
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        assert call.state is not None
+        norm = sum(float(w.double().square().sum()) for w in weights if w is not None) ** 0.5
+        hessian: list[Tensor | None] = [None] * len(weights)
+        mixed = self.in_space([None] * len(self.tensors))
+        if norm == 0:
+            return hessian, mixed
+        length = radius / norm
+        with self.untouched():
+            for sign in (1.0, -1.0):
+                with self.replay(call, _moved(call.state, weights, sign * length), graph=False) as gradient:
+                    tensors = self.in_space(gradient.tensors)
+                for name, part in tensors.items():
+                    mixed[name] = mixed[name] + part * (sign / (2 * length))
+                for i, grad in enumerate(gradient.params if gradient.clip is None else gradient.clip.grads):
+                    if grad is not None:
+                        part = grad.detach() * (sign / (2 * length))
+                        before = hessian[i]
+                        hessian[i] = part if before is None else before + part
+        return hessian, mixed
 
     def differentiated(
         self, gradient: Gradient, outputs: list[Tensor], given: list[Tensor], by: Sequence[Tensor]
@@ -234,6 +277,15 @@ class Problem:
             if grad is not None:
                 by_name[knob.name] = grad.detach() * knob.slope()
         return by_name
+
+
+@torch.no_grad()
+def _moved(state: State, direction: Sequence[Tensor | None], length: float) -> State:
+    slots = [
+        slot if d is None else {**slot, THETA: slot[THETA] + length * d}
+        for slot, d in zip(state.slots, direction, strict=True)
+    ]
+    return State(slots, state.steps)
 
 
 def mean(gradients: Sequence[Gradient]) -> Gradient:

@@ -41,7 +41,7 @@ class Reverse(Method):
         (MixFlow-MG), 2025; storage of O(√K) states: A. Griewank, 1992.
     """
 
-    replays = keeps = True
+    keeps = True
 
     def __init__(self, window: int | None = None, memory_budget: int | str | None = None) -> None:
         self.window = None if window is None else integer("window", window, minimum=1)
@@ -191,16 +191,29 @@ def pull_back(
     total: dict[str, Tensor],
     *,
     last: bool = False,
+    radius: float | None = None,
 ) -> Slots:
-    """A covector before a step, whose gradient has a graph; adds to `total` what the step says of each knob.
+    """A covector before a step; adds to `total` what the step says of each knob.
 
-    `last`: nothing comes before, so that the Hessian's product is not needed.
+    Args:
+        problem, state, gradient, call: of the step; its gradient has a graph, unless there is a `radius`.
+        covector: on the state after the step.
+        total: by knob, in the space where each is learned.
+        last: nothing comes before, so that the Hessian's product is not needed, and the covector stays as it is.
+        radius: second derivatives are central differences over this distance; None: exact.
     """
-    pulled = problem.dynamics.pull(state, gradient.params, call.options, covector)
-    weights = pulled.grads if gradient.clip is None else gradient.clip.derivative(pulled.grads)
-    hessian, mixed = problem.second_order(gradient, weights, params=not last)
-    for name, part in (*pulled.knobs.items(), *mixed.items()):
+    options_only = last and not problem.tensor_knobs
+    pulled = problem.dynamics.pull(state, gradient.params, call.options, covector, options_only=options_only)
+    for name, part in pulled.knobs.items():
         total[name] = total[name] + part
+    if options_only:
+        return covector
+    weights = pulled.grads if gradient.clip is None else gradient.clip.derivative(pulled.grads)
+    hessian, mixed = problem.second(call, gradient, weights, params=not last, radius=radius)
+    for name, part in mixed.items():
+        total[name] = total[name] + part
+    if last:
+        return covector
     with torch.no_grad():
         return [
             slot if more is None else {**slot, THETA: slot[THETA] + more.to(slot[THETA].dtype)}

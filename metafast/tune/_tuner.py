@@ -199,6 +199,8 @@ class OnlineTuner:
         with self._undone_by_errors():
             rng = rng_state() if any(method.replays for method in self._methods) else {}
             problem.parallel.share_buffers()
+            for param in problem.dynamics.params:
+                param.grad = None  # its memory is for the new one
             with torch.enable_grad(), problem.parallel.local():
                 loss = loss_fn(*batch)
             gradient = problem.gradient(loss, graph=any(m.needs_graph(self._due) for m in self._methods), scale=scale)
@@ -283,8 +285,7 @@ class OnlineTuner:
     def _look(self, *, may_overflow: bool) -> list[Tensor | None]:
         """Observes the gradients in `.grad`; returns them, clipped."""
         for method in self._methods:
-            again = method.replays and any(knob.tensor is not None for knob in method.knobs)
-            if method.keeps or again or method.needs_graph(True):
+            if method.replays or method.needs_graph(True):
                 raise ValueError(
                     f"{type(method).__name__} has to compute the training loss itself, as tuner.step(loss_fn, *batch) "
                     'lets it; with a backward pass of your own use method=Forward(hvp=False, decay=0.9) or "one_step", '

@@ -50,6 +50,13 @@ def test_one_step_is_exact_for_one_step_and_sama_is_its_difference(case):
         assert value == pytest.approx(expected[name], rel=1e-4), name
 
 
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_differences_equal_second_derivatives(case):
+    expected = last_step(case, Implicit(terms=3))
+    for name, value in last_step(case, Implicit(terms=3, hvp="difference", radius=1e-3)).items():
+        assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-8), name
+
+
 def quadratic(method, momentum=0.5, rate=0.3, every=110):
     """L = (theta - t)' A (theta - t) / 2 + e^h |theta|^2 / 2, where the fixed point is known."""
     matrix = torch.tensor([[2.0, 0.3], [0.3, 0.7]], dtype=torch.float64)

@@ -79,6 +79,8 @@ VALUES = [
     (lambda: Implicit(terms=-1), ValueError, "terms"),
     (lambda: Reverse(memory_budget="log"), ValueError, '"sqrt"'),
     (lambda: SAMA(radius=0), ValueError, "radius"),
+    (lambda: Implicit(hvp="finite"), ValueError, "'exact', 'difference'"),
+    (lambda: Implicit(hvp="difference", radius=-1), ValueError, "radius"),
     (lambda: holdout(range(1)), ValueError, "at least 2"),
     (lambda: holdout(range(9), 1.0), ValueError, "share"),
     (lambda: holdout(iter([1])), TypeError, "length"),
