@@ -55,7 +55,7 @@ def recipe_of(name: str, changes: Sequence[str] = ()) -> Recipe:
 def settings_of(recipe: Recipe, method: str) -> dict[str, Any]:
     """Everything that a method's result depends on, beside the seed."""
     own = {**recipe["defaults"], **recipe["methods"][method]}
-    for name in ("target", "target_minutes"):
+    for name in ("target", "target_minutes", "as_good_as"):
         own.pop(name, None)
     return {**own, "data": recipe["data"], "model": recipe["model"], "test_queries": recipe["test_queries"]}
 

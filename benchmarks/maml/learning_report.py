@@ -48,26 +48,34 @@ def table(content: Content) -> str:
         minutes = sum(row["minutes"] for row in rows) / len(rows)
         lines.append(
             f"| {method} | {found[0]:.{digits}f} ± {found[1]:.{digits}f} | {seeds} | {steps} | {meta_steps} | "
-            f"{minutes:.1f} | {_target(options, found[0], minutes, percent)} |"
+            f"{minutes:.1f} | {_target(content, options, found[0], minutes)} |"
         )
     rows = list(content["rows"].values())
     lines += _margins(content)
     threads = ", ".join(sorted({str(row["threads"]) for row in rows}))
     commits = ", ".join(sorted({str(row["commit"])[:7] for row in rows}))
-    episodes, machine = rows[0]["test"]["episodes"], rows[0]["machine"]
+    episodes, versions = rows[0]["test"]["episodes"], ", ".join(sorted({row["machine"]["torch"] for row in rows}))
+    machines = ", ".join(sorted({row["machine"]["cpu"] for row in rows}))
     lines += [
         "",
-        f"{episodes} test episodes a seed; {machine['cpu']}, threads: {threads}; torch {machine['torch']}; "
-        f"commit {commits}.",
+        f"{episodes} test episodes a seed; {machines}, threads: {threads}; torch {versions}; commit {commits}.",
     ]
     return "\n".join(lines)
 
 
-def _target(options: dict[str, Any], value: float, minutes: float, percent: bool) -> str:
-    if "target" not in options:
+def _target(content: Content, options: dict[str, Any], value: float, minutes: float) -> str:
+    percent = content["recipe"]["metric"] == "accuracy"
+    if "as_good_as" in options:
+        other = score(content, options["as_good_as"])
+        if other is None:
+            return ""
+        reached = value >= other[0] if percent else value <= other[0]
+        text = f"as good as {options['as_good_as']}"
+    elif "target" in options:
+        reached = value >= options["target"] if percent else value <= options["target"]
+        text = f"{'≥' if percent else '≤'} {options['target']:g}"
+    else:
         return ""
-    reached = value >= options["target"] if percent else value <= options["target"]
-    text = f"{'≥' if percent else '≤'} {options['target']:g}"
     if "target_minutes" in options:
         text += f" in {options['target_minutes']:g} minutes"
         reached = reached and minutes <= options["target_minutes"]
