@@ -89,7 +89,9 @@ def test_clarke_starts_and_summary() -> None:
     starts = [clarke.start_of(number) for number in range(200)]
     assert all(1e-6 <= s["lr"] <= 1e-1 and 1e-7 <= s["weight_decay"] <= 1e-2 and 0 <= s["momentum"] < 1 for s in starts)
     assert min(s["lr"] for s in starts) < 1e-5 and max(s["lr"] for s in starts) > 1e-2
-    rows = {f"reverse | {i}": {"loss": loss, "cpu_seconds": 1.0} for i, loss in enumerate((0.40, 0.45, 0.46, None, 0.44))}
+    rows = {
+        f"reverse | {i}": {"loss": loss, "cpu_seconds": 1.0} for i, loss in enumerate((0.40, 0.45, 0.46, None, 0.44))
+    }
     found = clarke.summary(rows, "reverse")
     assert found is not None
     assert (found["median"], found["best"], found["share"]) == (0.45, 0.40, 0.6)
