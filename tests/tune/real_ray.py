@@ -1,4 +1,4 @@
-"""Small searches in Ray itself, where `ray[tune]` is installed: `python -m tests.tune.real_ray`; minutes, so no test."""
+"""Small searches in Ray itself, where `ray[tune]` is installed: `python -m tests.tune.real_ray`. Minutes: no test."""
 
 import argparse
 import os
