@@ -5,24 +5,37 @@
 
 namespace mf {
 
-struct AdamOptions {
-  double lr_scale, beta1, beta2, eps, weight_decay;
+// D is double, or a dual number over it; S the float or dual that a rule reads.
+template <class D>
+using Narrow = decltype(narrow(D{}));
+
+template <class D>
+struct AdamOptionsOf {
+  D beta1, beta2, eps, weight_decay;
   bool decoupled;
 
   // step counts from 1; g_mul is ± clip / grad_scale.
-  MF_HD AdamHyper at(double step, double lr, double g_mul) const {
-    AdamHyper h;
-    const double scheduled = lr * lr_scale;
+  MF_HD AdamHyperOf<Narrow<D>> at(double step, const D& lr, double g_mul) const {
+    using S = Narrow<D>;
+    AdamHyperOf<S> h;
     h.g_mul = static_cast<float>(g_mul);
-    h.l2 = decoupled ? 0.0f : static_cast<float>(weight_decay);
-    h.decay = decoupled ? static_cast<float>(1.0 - scheduled * weight_decay) : 1.0f;
-    h.one_minus_beta1 = static_cast<float>(1.0 - beta1);
-    h.beta2 = static_cast<float>(beta2);
-    h.one_minus_beta2 = static_cast<float>(1.0 - beta2);
+    h.l2 = decoupled ? S{0.0f} : narrow(weight_decay);
+    h.decay = decoupled ? narrow(1.0 - lr * weight_decay) : S{1.0f};
+    h.one_minus_beta1 = narrow(1.0 - beta1);
+    h.beta2 = narrow(beta2);
+    h.one_minus_beta2 = narrow(1.0 - beta2);
     adam_bias(step, beta1, beta2, eps, h.k_new, h.e_new);
     adam_bias(step - 1.0, beta1, beta2, eps, h.k_old, h.e_old);
-    h.lr = static_cast<float>(scheduled);
+    h.lr = narrow(lr);
     return h;
+  }
+};
+
+struct AdamOptions : AdamOptionsOf<double> {
+  double lr_scale;
+
+  MF_HD AdamHyper at(double step, double lr, double g_mul) const {
+    return AdamOptionsOf<double>::at(step, lr * lr_scale, g_mul);
   }
 
   MF_HD HyperAdamElementHyper at(double step, double lr, double g_mul, const ElementRate& rate) const {
@@ -34,21 +47,31 @@ struct AdamOptions {
   }
 };
 
-struct SgdOptions {
-  double lr_scale, momentum, dampening, weight_decay;
+template <class D>
+struct SgdOptionsOf {
+  D momentum, dampening, weight_decay;
   bool nesterov, has_buffer;
 
-  MF_HD SgdHyper at(double step, double lr, double g_mul) const {
-    SgdHyper h;
+  MF_HD SgdHyperOf<Narrow<D>> at(double step, const D& lr, double g_mul) const {
+    using S = Narrow<D>;
+    SgdHyperOf<S> h;
     const bool first = step <= 1.0;
     h.g_mul = static_cast<float>(g_mul);
-    h.l2 = static_cast<float>(weight_decay);
-    h.buf_old = first ? 0.0f : static_cast<float>(momentum);
-    h.buf_g = first ? 1.0f : static_cast<float>(1.0 - dampening);
-    h.dir_g = !has_buffer || nesterov ? 1.0f : 0.0f;
-    h.dir_buf = !has_buffer ? 0.0f : (nesterov ? static_cast<float>(momentum) : 1.0f);
-    h.lr = static_cast<float>(lr * lr_scale);
+    h.l2 = narrow(weight_decay);
+    h.buf_old = first ? S{0.0f} : narrow(momentum);
+    h.buf_g = first ? S{1.0f} : narrow(1.0 - dampening);
+    h.dir_g = !has_buffer || nesterov ? S{1.0f} : S{0.0f};
+    h.dir_buf = !has_buffer ? S{0.0f} : (nesterov ? narrow(momentum) : S{1.0f});
+    h.lr = narrow(lr);
     return h;
+  }
+};
+
+struct SgdOptions : SgdOptionsOf<double> {
+  double lr_scale;
+
+  MF_HD SgdHyper at(double step, double lr, double g_mul) const {
+    return SgdOptionsOf<double>::at(step, lr * lr_scale, g_mul);
   }
 
   MF_HD HyperSgdElementHyper at(double step, double lr, double g_mul, const ElementRate& rate) const {

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include "flush_denormals.h"
+
 #define MF_STRING_(x) #x
 #define MF_STRING(x) MF_STRING_(x)
 
@@ -92,28 +94,6 @@ void close(const StreamRef& s, int64_t offset, int64_t n, const StreamRef& float
   if (s.dtype == DType::f16) return store_f16(data, values, n);
   word ? store_bf16_stochastic<kStream>(data, values, word, n) : store_bf16(data, values, n);
 }
-
-// Moments of weights whose gradient stays 0 decay into denormals, which cost up to five times the time of a pass. They
-// count as 0 here, as on a GPU, and the thread's mode is given back.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 struct Sums {
   float gg = 0, gu = 0, uu = 0, pp = 0;
@@ -304,6 +284,8 @@ double squares(StreamRef g, int64_t size) {
 std::unique_ptr<AnyEngine> make_engine_float(const Program&, const EngineSettings&);
 std::unique_ptr<AnyEngine> make_engine_double(const Program&, const EngineSettings&);
 
+extern const TangentFn tangent_kernels[];  // tangent_kernels.cpp
+
 extern const Kernels table;
 const Kernels table = {
     MF_STRING(MF_ISA),
@@ -313,6 +295,7 @@ const Kernels table = {
 #undef X
     },
     squares,
+    tangent_kernels,
     make_engine_float,
     make_engine_double,
 };

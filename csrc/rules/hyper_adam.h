@@ -31,8 +31,7 @@ struct HyperAdamApply {  // 16 bytes per parameter
   static constexpr bool kStats = false;
 
   MF_HD static void step(const Hyper& h, float&, float&, float& p, float& m, float& v, float& vmax, float&) {
-    const float d = sqrt_(kAmsgrad ? vmax : v) + h.e_new;
-    p = p * h.decay - h.lr * (h.k_new * m / d);
+    p = adam_applied(h, p, m, kAmsgrad ? vmax : v);
   }
 };
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _native
 from . import adam as _adam
+from . import adam_tangents as _adam_tangents
 from . import grad_squares as _grad_squares
 from . import hyper_adam as _hyper_adam
 from . import hyper_rate as _hyper_rate
@@ -16,6 +17,7 @@ from . import hyper_sgd as _hyper_sgd
 from . import inner_loop as _inner_loop
 from . import inner_loop_memory as _inner_loop_memory
 from . import sgd as _sgd
+from . import sgd_tangents as _sgd_tangents
 from . import stream as _stream
 from . import task_grad as _task_grad
 from . import task_hvp as _task_hvp

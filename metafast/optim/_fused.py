@@ -117,10 +117,20 @@ class FusedOptimizer(Checkpoints):
             self._run(group, call, mode, grad_scale, found_inf, clip)
         for _, call in calls:
             call.finish()
+        self._note_step()
+
+    def _note_step(self) -> None:
         self._steps += 1
         element = any(group["hypergrad"] == "element" for group in self.param_groups)
         if self._history.wants(self._steps, _ELEMENT_HISTORY if element else 1):
             self._history.add(self._steps, self._rates())
+
+    def _stepped_outside(self) -> None:
+        """Takes note of a step that `metafast.tune` has made in the arenas, without statistics."""
+        for buckets in self._buckets.values():
+            for bucket in buckets:
+                bucket.stats.fill_(float("nan"))
+        self._note_step()
 
     def _checked(self) -> list[list[Tensor]]:
         """The parameters of each group whose first gradient this is; raises before anything has changed."""

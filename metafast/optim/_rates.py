@@ -165,8 +165,8 @@ class LearnedRates(FusedBase):
         Returns:
             float64 `[parameters, 4]` on the first parameter's device: columns g·g, g·u, u·u, p·p with the gradient g
             that entered the update, the previous direction u, and the parameter p before the update. Rows are in the
-            order of the parameter groups; NaN where a parameter had no step yet, or where u is not known
-            (SGD without momentum or with Nesterov momentum, unless a hypergradient keeps u).
+            order of the parameter groups; NaN where a parameter had no step yet, where `metafast.tune` made the step,
+            or where u is not known (SGD without momentum or with Nesterov momentum, unless a hypergradient keeps u).
         """
         rows = []
         for index, group in enumerate(self.param_groups):

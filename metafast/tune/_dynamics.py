@@ -263,11 +263,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def dot(a: Slots, b: Grads) -> Tensor:
-    """Σ of the products of weights' tangents and gradients, in float64."""
+    """Σ of the products of weights' tangents and gradients: of each parameter in its dtype, over them in float64."""
     total = torch.zeros((), dtype=torch.float64)
     for slot, grad in zip(a, b, strict=True):
         if grad is not None:
-            total += (slot[THETA].double() * grad.double()).sum().cpu()
+            tangent = slot[THETA].reshape(-1)
+            total += torch.dot(tangent, grad.reshape(-1).to(tangent.dtype)).cpu()
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from metafast._checks import fraction
 from metafast.tune._dynamics import THETA, Slots, dot
+from metafast.tune._fused import FusedStep
 from metafast.tune._knobs import Knob
 from metafast.tune._methods import Method, Validate
-from metafast.tune._problem import Call
+from metafast.tune._problem import Call, Gradient, Problem
 
 
 class Forward(Method):
@@ -56,15 +58,30 @@ class Forward(Method):
         """Where a gradient is differentiated in every step."""
         return self.hvp or any(knob.tensor is not None for knob in self.knobs)
 
+    def bind(self, problem: Problem, knobs: Sequence[Knob], every: int) -> None:
+        """Takes what it works on."""
+        super().bind(problem, knobs, every)
+        self._fused = FusedStep(problem.dynamics, self._units())
+
+    def takes_step(self, call: Call) -> bool:
+        """Where a fused op moves weights, states and tangents in one pass."""
+        return self._fused.fits(call)
+
+    def step(self, call: Call, validate: Validate | None) -> dict[str, Tensor]:
+        """The optimizer's step and that of the tangents; the validation loss, which may fail, comes before."""
+        moving = self._gradient_tangents(call)
+        value = None if validate is None else validate(self._fused.after(call))
+        self._tangents = self._fused.step(call, self._tangents, moving, self.decay)
+        return {} if value is None else self._along_tangents(value)
+
     def observe(self, call: Call) -> None:
         """Moves the tangents over a step."""
         assert call.state is not None and call.gradient is not None
         dynamics = self.problem.dynamics
-        fresh = self._tangents is None
+        gradients = self._gradient_tangents(call)
         tangents = self._tangents or [dynamics.zeros(call.state) for _ in self._units()]
         new: list[Slots] = []
-        for (knob, unit), tangent in zip(self._units(), tangents, strict=True):
-            moving = self._gradient_tangent(call, knob, unit, None if fresh or not self.hvp else tangent)
+        for (knob, unit), tangent, moving in zip(self._units(), tangents, gradients, strict=True):
             if self.decay < 1:
                 tangent = [{k: v * self.decay if k == THETA else v for k, v in slot.items()} for slot in tangent]
             own = None if knob.tensor is not None else knob
@@ -73,9 +90,13 @@ class Forward(Method):
 
     def hypergradient(self, call: Call, validate: Validate) -> dict[str, Tensor]:
         """The validation gradient along each tangent."""
-        assert call.state is not None and call.gradient is not None and self._tangents is not None
+        assert call.state is not None and call.gradient is not None
         after = self.problem.dynamics.step(call.state, call.gradient.params, call.options)
-        value = validate(after)
+        return self._along_tangents(validate(after))
+
+    def _along_tangents(self, value: Gradient) -> dict[str, Tensor]:
+        """A validation gradient along each tangent, in the space of its hyperparameter."""
+        assert self._tangents is not None
         result = self.problem.in_space(value.tensors)
         for (knob, unit), tangent in zip(self._units(), self._tangents, strict=True):
             flat = result[knob.name].view(-1)
@@ -89,7 +110,7 @@ class Forward(Method):
         self._tangents = None
 
     def mark(self) -> Any:
-        """The present tangents, which are never written to."""
+        """The present tangents. `observe` writes to none, and `step` only when nothing can fail any more."""
         return self._tangents
 
     def restore(self, mark: Any) -> None:
@@ -97,8 +118,8 @@ class Forward(Method):
         self._tangents = mark
 
     def state_dict(self) -> dict[str, Any]:
-        """The tangents."""
-        return {"tangents": self._tangents}
+        """The tangents, in memory of their own."""
+        return {"tangents": self._tangents and [[_copied(slot) for slot in slots] for slots in self._tangents]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the tangents back."""
@@ -111,6 +132,14 @@ class Forward(Method):
 
     def _units(self) -> list[tuple[Knob, int]]:
         return [(knob, unit) for knob in self.knobs for unit in range(knob.size)]
+
+    def _gradient_tangents(self, call: Call) -> list[list[Tensor | None]]:
+        """How the gradient moves, for each unit."""
+        known = self._tangents if self.hvp and self._tangents is not None else [None] * len(self._units())
+        return [
+            self._gradient_tangent(call, knob, unit, tangent)
+            for (knob, unit), tangent in zip(self._units(), known, strict=True)
+        ]
 
     def _gradient_tangent(self, call: Call, knob: Knob, unit: int, tangent: Slots | None) -> list[Tensor | None]:
         """How the gradient moves: by the weights' tangent, and by the loss's own dependence on a tensor.
@@ -136,3 +165,7 @@ class Forward(Method):
             return [None] * len(params)
         found = self.problem.differentiated(gradient, outputs, given, params)
         return found if gradient.clip is None else gradient.clip.derivative(found)
+
+
+def _copied(slot: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in slot.items()}

@@ -48,6 +48,17 @@ class Method:
         """The hypergradient of each knob, after `observe` of the same call."""
         raise NotImplementedError
 
+    def takes_step(self, call: Call) -> bool:
+        """Whether `step` can stand in the place of the optimizer's step, for a call that nobody else observes later."""
+        return False
+
+    def step(self, call: Call, validate: Validate | None) -> dict[str, Tensor]:
+        """Makes the optimizer's step too, instead of `observe` and, where `validate` is given, `hypergradient`.
+
+        What may fail comes before anything is changed.
+        """
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forgets the past."""
 

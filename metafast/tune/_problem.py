@@ -291,6 +291,8 @@ def _moved(state: State, direction: Sequence[Tensor | None], length: float) -> S
 def mean(gradients: Sequence[Gradient]) -> Gradient:
     """The gradient of the mean of some losses."""
     count = len(gradients)
+    if count == 1:
+        return gradients[0]
 
     def average(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
         columns = ([g for g in column if g is not None] for column in zip(*rows, strict=True))

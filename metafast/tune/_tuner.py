@@ -205,15 +205,15 @@ class OnlineTuner:
                 loss = loss_fn(*batch)
             gradient = problem.gradient(loss, graph=any(m.needs_graph(self._due) for m in self._methods), scale=scale)
             self._check_tensors(gradient)
-            found = None
+            found, made = None, False
             if self.scaler is None or _finite(gradient.params):
                 dynamics = problem.dynamics
                 call = Call(loss_fn, batch, rng, dynamics.options(), dynamics.state(), gradient, scale)
-                found = self._observe(call)
+                found, made = self._observe(call, may_step=self.scaler is None)
                 del call
             params = [None if grad is None else grad.detach() for grad in gradient.params]
             del gradient  # its graph holds the activations
-            self._move(params, scale)
+            self._move(params, scale, made)
         self._learn(found)
         return loss.detach()
 
@@ -246,7 +246,8 @@ class OnlineTuner:
         if self.scaler is not None:
             with contextlib.suppress(RuntimeError):  # the loop has done so already, to clip
                 self.scaler.unscale_(self.optimizer)
-        self._move(self._look(may_overflow=self.scaler is not None), 1.0)
+        grads, made = self._look(may_overflow=self.scaler is not None, may_step=self.scaler is None)
+        self._move(grads, 1.0, made)
         self.after_step()
 
     def before_step(self, *, may_overflow: bool = False) -> None:
@@ -256,7 +257,7 @@ class OnlineTuner:
             may_overflow: whether gradients may be infinite, in which case the trainer leaves the step out.
                 Default False.
         """
-        self._look(may_overflow=may_overflow)
+        self._look(may_overflow=may_overflow, may_step=False)
 
     def after_step(self) -> None:
         """The part of `update` after the optimizer's step."""
@@ -282,8 +283,8 @@ class OnlineTuner:
                 method.restore(mark)
             raise
 
-    def _look(self, *, may_overflow: bool) -> list[Tensor | None]:
-        """Observes the gradients in `.grad`; returns them, clipped."""
+    def _look(self, *, may_overflow: bool, may_step: bool) -> tuple[list[Tensor | None], bool]:
+        """Observes the gradients in `.grad`; returns them, clipped, and whether the step has been made."""
         for method in self._methods:
             if method.replays or method.needs_graph(True):
                 raise ValueError(
@@ -293,18 +294,20 @@ class OnlineTuner:
                 )
         self._check_values()
         gradient = self._problem.given()
-        self._found = None
+        self._found, made = None, False
         if not may_overflow or _finite(gradient.params):
             dynamics = self._problem.dynamics
             with self._undone_by_errors():
                 call = Call(None, (), {}, dynamics.options(), dynamics.state(), gradient, self._scale())
-                self._found = self._observe(call)
-        return gradient.params
+                self._found, made = self._observe(call, may_step=may_step)
+        return gradient.params, made
 
-    def _move(self, grads: list[Tensor | None], scale: float) -> None:
-        """The optimizer's own step, with gradients times the scale that the scaler will divide by."""
+    def _move(self, grads: list[Tensor | None], scale: float, made: bool) -> None:
+        """The optimizer's own step, unless it is made; the scaler will divide gradients by the scale."""
         for param, grad in zip(self._problem.dynamics.params, grads, strict=True):
             param.grad = grad if grad is None or scale == 1 else grad * scale
+        if made:
+            return
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -330,8 +333,8 @@ class OnlineTuner:
             if skipped & {knob.name for knob in method.knobs}:
                 method.reset()  # what has become NaN once stays it
 
-    def _observe(self, call: Call) -> tuple[dict[str, Tensor], float | None]:
-        """The hypergradients and the validation loss where a call is due."""
+    def _observe(self, call: Call, *, may_step: bool) -> tuple[tuple[dict[str, Tensor], float | None], bool]:
+        """The hypergradients and the validation loss where a call is due; and whether a method has made the step."""
         due, found = self._due, dict[str, Tensor]()
         values: list[float] = []
         batches = self._feedback.take() if due else []
@@ -341,12 +344,15 @@ class OnlineTuner:
             values.append(float(gradient.loss))
             return gradient
 
-        for method in self._methods:
-            method.observe(call)
-            if due:
-                result = method.hypergradient(call, validate)
-                found.update({knob.name: result[knob.name] for knob in method.knobs})
-        return found, values[0] if values else None
+        stepping = next((method for method in self._methods if may_step and method.takes_step(call)), None)
+        for method in sorted(self._methods, key=lambda method: method is stepping):  # the others see the state before
+            if method is stepping:
+                result = method.step(call, validate if due else None)
+            else:
+                method.observe(call)
+                result = method.hypergradient(call, validate) if due else {}
+            found.update({knob.name: result[knob.name] for knob in method.knobs if due})
+        return (found, values[0] if values else None), stepping is not None
 
     def _validate(self, state: State, batches: list[Any], scale: float) -> Gradient:
         """The mean validation loss of some batches at other weights, and its gradient."""

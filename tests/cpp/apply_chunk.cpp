@@ -182,8 +182,8 @@ Sums all_lanes(Tensor& t, const typename R::Hyper& h, bool stochastic, int lanes
 template <class Hyper>
 Hyper make_hyper_of() {
   RuleOptions options;
-  if constexpr (std::is_base_of_v<AdamHyper, Hyper>) options.set(AdamOptions{1e-2, 0.9, 0.999, 1e-8, 1e-2, false});
-  else options.set(SgdOptions{1e-2, 0.9, 0.1, 1e-2, false, true});
+  if constexpr (std::is_base_of_v<AdamHyper, Hyper>) options.set(AdamOptions{{0.9, 0.999, 1e-8, 1e-2, false}, 1e-2});
+  else options.set(SgdOptions{{0.9, 0.1, 1e-2, false, true}, 1e-2});
   options.element = make_element_rate(kNormalized, 0.02, 1e-8, 10.0);
   Hyper h;
   make_hyper(options, 7.0, 0.5, -0.25, h);

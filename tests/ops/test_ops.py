@@ -20,7 +20,8 @@ INNER = (
     "task_grad",
     "task_hvp",
 )  # float32 and float64 only; test_inner_loop_native.py has their backends
-ALL = [name for name in ops.REGISTRY if name not in ("stream", *INNER)]
+TANGENTS = ("adam_tangents", "sgd_tangents")  # float32; test_tangents.py has their native kernels
+ALL = [name for name in ops.REGISTRY if name not in ("stream", *INNER, *TANGENTS)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

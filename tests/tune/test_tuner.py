@@ -56,7 +56,8 @@ def test_trains_as_without_it_while_nothing_moves(method, package):
 
     def run(tuned):
         model = small(0.3)
-        opt = package.AdamW(model.parameters(), lr=0.01)
+        # eps: the bias before a batch norm has a gradient of rounding errors alone, which Adam would blow up
+        opt = package.AdamW(model.parameters(), lr=0.01, eps=1e-2)
         tuner = make(method, opt, model, ["lr", "betas"], **STILL) if tuned else None
         torch.manual_seed(7)
         if tuner:
