@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.peers.adam_baydin import AdamBaydin
 from benchmarks.peers.adam_hd import AdamHD
 from metafast import optim
+from metafast.tune import Forward, OnlineTuner
 
 Step = Callable[[], Any]
 Build = Callable[[Sequence[Tensor]], Step]
@@ -47,6 +48,12 @@ PRODIGY: Traffic = (Pass((4, 4, 4, 4), (4, 4)),)  # p, m, v, s; g, p_0
 SGD: Traffic = (Pass((4, 4), (4,)),)  # p, momentum; g
 SGD_EXACT: Traffic = (Pass((), (4, 4)), *SGD)
 SGD_ELEMENT: Traffic = (Pass((4, 4, 4), (4,)),)
+
+
+def tangents(traffic: Traffic, values: int) -> Traffic:
+    """The traffic of a step that moves the tangents of all that it writes, for each of some values."""
+    (one,) = traffic
+    return (Pass(one.writes * (1 + values), one.reads),)
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,27 @@ def _torchopt(params: Sequence[Tensor]) -> Step:
     return torchopt.AdamW(params, lr=LR, weight_decay=1e-2).step
 
 
+TUNED = ("lr", "weight_decay", "beta1", "beta2")
+
+
+def _tuned(values: int, cls: Any, fused: bool = True, **options: Any) -> Build:
+    """A step under `OnlineTuner`, with the tangents of the first of `TUNED`; not fused: by torch's forward mode."""
+
+    def build(params: Sequence[Tensor]) -> Step:
+        optimizer = cls(params, lr=LR, weight_decay=1e-2, **options)
+        model, never = torch.nn.ParameterList(params), 10**9
+        tuner = OnlineTuner(model, optimizer, TUNED[:values], [()], Forward(hvp=False), never)
+
+        def apart() -> None:
+            tuner.before_step()
+            optimizer.step()
+            tuner.after_step()
+
+        return tuner.update if fused else apart
+
+    return build
+
+
 HYPER_LR = 1e-7  # of the additive rule: enough to move the rate in the check
 
 
@@ -152,6 +180,7 @@ _hd_reference = _metafast(
 )
 _adamw_loop = _torch(torch.optim.AdamW, foreach=False, fused=False)
 _sgd_loop = _torch(torch.optim.SGD, momentum=0.9, foreach=False, fused=False)
+_sgd_decay_loop = _torch(torch.optim.SGD, momentum=0.9, weight_decay=1e-2, foreach=False, fused=False)
 
 BASELINES = {"AdamW": "torch AdamW fused", "clipped": "torch clip_grad_norm_ + AdamW fused", "SGD": "torch SGD fused"}
 
@@ -184,6 +213,13 @@ def contenders() -> list[Contender]:
               rate_dtype=torch.bfloat16),
         adamw("AdamW hypergrad=tensor, bf16 states, stochastic rounding", "AdamW", BF16_STATES, hypergrad="tensor",
               state_dtype=torch.bfloat16, stochastic_rounding=True),
+        *(
+            Contender(f"metafast AdamW, {k} tangent{'s' * (k > 1)}", "AdamW", tangents(ADAM, k),
+                      _tuned(k, torch.optim.AdamW), _adamw_loop, work_bytes=8 + 12 * k, is_ours=True)
+            for k in (1, 2, 4)
+        ),
+        Contender("AdamW, 2 tangents by torch's forward mode", "AdamW", tangents(ADAM, 2),
+                  _tuned(2, torch.optim.AdamW, fused=False), _adamw_loop, work_bytes=120, slow=True),
         Contender("torch AdamW foreach", "AdamW", ADAM, _torch(torch.optim.AdamW, foreach=True), _adamw_loop,
                   work_bytes=16),
         Contender("torch AdamW for-loop", "AdamW", ADAM, _adamw_loop, _torch(torch.optim.AdamW, fused=True)),
@@ -206,5 +242,9 @@ def contenders() -> list[Contender]:
         sgd("SGD hypergrad=tensor", "SGD", SGD, hypergrad="tensor"),
         sgd("SGD hypergrad=tensor, exact", "SGD", SGD_EXACT, hypergrad="tensor", hyper_exact=True),
         sgd("SGD hypergrad=element", "SGD", SGD_ELEMENT, hypergrad="element"),
+        Contender("metafast SGD, 2 tangents", "SGD", tangents(SGD, 2), _tuned(2, torch.optim.SGD, momentum=0.9),
+                  _sgd_decay_loop, work_bytes=20, is_ours=True),
+        Contender("SGD, 2 tangents by torch's forward mode", "SGD", tangents(SGD, 2),
+                  _tuned(2, torch.optim.SGD, fused=False, momentum=0.9), _sgd_decay_loop, work_bytes=80, slow=True),
     ]  # fmt: skip
     return [row for row in rows if row.available]

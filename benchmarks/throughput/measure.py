@@ -63,9 +63,9 @@ class Row:
 class StreamLimit:
     """Moves the bytes of a traffic pattern through arrays of a given size, by `metafast::stream`."""
 
-    def __init__(self, numel: int) -> None:
+    def __init__(self, numel: int, arrays: int) -> None:
         self._numel = numel
-        self._arrays = [torch.full((numel,), 1e-3) for _ in range(6)]
+        self._arrays = [torch.full((numel,), 1e-3) for _ in range(arrays)]
 
     def step(self, traffic: Traffic) -> Step:
         """A function that makes all passes once."""
@@ -132,7 +132,8 @@ def measure(
     torch.set_num_threads(threads)
     params = make_params(shapes_of(size))
     numel = sum(p.numel() for p in params)
-    limit = StreamLimit(numel) if _native.LIBRARIES["cpu"].loaded else None
+    streams = max(len(one.writes) + len(one.reads) for row in rows for one in row.traffic)
+    limit = StreamLimit(numel, streams) if _native.LIBRARIES["cpu"].loaded else None
     done: list[Row] = []
     for family, baseline_name in BASELINES.items():
         members = [row for row in rows if row.family == family]

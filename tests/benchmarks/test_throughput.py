@@ -13,7 +13,7 @@ import torch
 from benchmarks.throughput import report
 from benchmarks.throughput.__main__ import main
 from benchmarks.throughput.check import check
-from benchmarks.throughput.contenders import ADAM, BASELINES, ELEMENT_BF16, EXACT, contenders
+from benchmarks.throughput.contenders import ADAM, BASELINES, ELEMENT_BF16, EXACT, SGD, contenders, tangents
 from benchmarks.throughput.sizes import SIZES
 
 ROWS = {row.name: row for row in contenders()}
@@ -62,3 +62,6 @@ def test_sizes_and_bytes() -> None:
     assert counted["bert"] == (199, 109_482_240)  # transformers' BertModel
     assert counted["tiny"] == (1000, 2_100_000)
     assert [sum(p.bytes_per_param for p in t) for t in (ADAM, EXACT, ELEMENT_BF16)] == [28, 36, 32]
+    for k in (0, 1, 4):
+        found = [t[0].bytes_per_param for t in (tangents(ADAM, k), tangents(SGD, k))]
+        assert found == [28 + 24 * k, 20 + 16 * k]
