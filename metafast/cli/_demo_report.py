@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from metafast import plots
+from metafast._page import facts_table, page, picture, write_text
 from metafast.cli._demo_train import GRANULARITY, METHODS, RATES, SETUPS, splits
 from metafast.runs import Run, versions
 
@@ -107,9 +107,9 @@ def write(
             pictures[name].append((written[1], caption))
     facts = {"settings": dict(settings), "granularity": GRANULARITY, "versions": versions(), "results": rows}
     results = output / "results.json"
-    _replace(results, json.dumps(facts, indent=2) + "\n")
+    write_text(results, json.dumps(facts, indent=2) + "\n")
     report = output / "report.html"
-    _replace(report, _html(output, session, settings, pictures, rows, seconds))
+    write_text(report, _html(output, session, settings, pictures, rows, seconds))
     return [report, results, *files]
 
 
@@ -187,23 +187,12 @@ def _html(
             f"{mine[0]['steps']:,} steps of {setup.batch_size} images. One seed: read a difference below about "
             f"{2 * error:.1f} points (two standard errors on the test images) as no difference.</p>"
         )
-        for file, caption in pictures[name]:
-            picture = base64.b64encode(file.read_bytes()).decode("ascii")
-            text = html.escape(caption)
-            body.append(
-                f'<figure><img src="data:image/svg+xml;base64,{picture}" alt="{text}">'
-                f"<figcaption>{text}</figcaption></figure>"
-            )
+        body += [picture(file, caption) for file, caption in pictures[name]]
         body.append(_html_table(name, mine))
     flags = " ".join(
         [f"--seed {settings['seed']}"]
         + ["--quick"] * bool(settings["quick"])
         + [f"--data {settings['data'][0]}"] * (len(settings["data"]) == 1)
-    )
-    known = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
-        for key, value in versions().items()
-        if value
     )
     quick = (
         '<p class="note">Made with <code>--quick</code>: a fifth of the training. It shows that everything works; '
@@ -211,16 +200,9 @@ def _html(
         if settings["quick"]
         else ""
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>metafast demo</title>
-<style>{_CSS}</style>
-</head>
-<body>
-<h1>How much does the starting learning rate matter?</h1>
+    return page(
+        "metafast demo",
+        f"""<h1>How much does the starting learning rate matter?</h1>
 <p>The same small CNN, the same initial weights and the same batches, trained from {len(RATES)} starting learning rates
 between {_plain(RATES[0])} and {_plain(RATES[-1])} in three ways: AdamW with a <strong>fixed</strong> rate; AdamW with a
 <strong>hypergradient</strong>, which adapts the rate while it trains
@@ -245,10 +227,8 @@ Steps to the threshold are counted on the validation images.</li>
 <p>Took {seconds:.0f} s. To repeat it: <code>metafast demo {html.escape(flags)}</code>. Every training is a run record
 in <code>{html.escape(os.path.relpath(session, output))}</code>:
 <code>metafast.runs.list_runs("{html.escape(str(session))}")</code>.</p>
-<table class="facts">{known}</table>
-</body>
-</html>
-"""
+{facts_table(versions())}""",
+    )
 
 
 def _html_table(name: str, rows: list[Row]) -> str:
@@ -293,43 +273,3 @@ def _plain(rate: float) -> str:
 def _listed(rates: list[float]) -> str:
     texts = [_plain(rate) for rate in rates]
     return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-_CSS = """
-:root { --ink: #1c1c1c; --soft: #5c5c5c; --line: #dddddd; --good: #dff3e4; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: #fff;
-  max-width: 60rem; margin: 2.5rem auto 4rem; padding: 0 1.25rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.35rem; margin: 2.75rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-.lead { font-size: 1.08rem; }
-.note { background: #fff4d6; padding: .6rem .9rem; border-radius: 6px; }
-figure { margin: 1.6rem 0; }
-figure img { width: 100%; height: auto; display: block; }
-figcaption, caption { color: var(--soft); font-size: .92rem; }
-caption { caption-side: bottom; text-align: left; padding-top: .6rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .95rem; }
-.results { width: 100%; font-variant-numeric: tabular-nums; }
-.results th, .results td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-.results thead tr:first-child th[colspan] { text-align: center; border-left: 1px solid var(--line); }
-.results thead tr:last-child th { font-weight: 500; color: var(--soft); font-size: .88rem; }
-.results td:nth-child(even) { border-left: 1px solid var(--line); }
-.results td:nth-child(odd) { color: var(--soft); }
-.results .good { background: var(--good); font-weight: 600; }
-.results tfoot td, .results tfoot th { color: var(--soft); font-weight: 500; border-bottom: 0; }
-.facts th { text-align: left; padding: .2rem 1.5rem .2rem 0; font-weight: 500; color: var(--soft);
-  vertical-align: top; }
-.facts td { padding: .2rem 0; }
-code { background: #f3f3f3; padding: .1em .3em; border-radius: 4px; font-size: .9em; }
-@media (max-width: 40rem) {
-  body { font-size: 15px; margin-top: 1.25rem; }
-  .results th, .results td { padding: .3rem .4rem; }
-}
-"""

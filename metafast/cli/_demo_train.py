@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from metafast._trainings import StoppedError
 from metafast.data import Batches, Samples, Splits, digits, load, split_validation, to_tensors
 from metafast.metrics import accuracy, steps_to_threshold
 from metafast.models import SmallCNN
@@ -64,10 +65,6 @@ class Task:
     def name(self) -> str:
         """Folder name of its record."""
         return f"{self.data}-{self.method}-{self.rate:g}"
-
-
-class StoppedError(Exception):
-    """The demo was interrupted; the training saved its state and left."""
 
 
 @functools.cache

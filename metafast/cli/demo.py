@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metafast.cli._checks import make_folder, require
+
 if TYPE_CHECKING:
     from metafast.cli._demo_train import Task
 
@@ -44,14 +46,15 @@ def demo(
     AdamW with a fixed rate, AdamW with a hypergradient and AdamW with a cosine schedule start from 1e-6 to 1. Prints a
     table, and writes plots (PNG, SVG), run records and one self-contained HTML report. About two minutes on two cores.
     """
-    _require()
+    require("metafast demo", "demo", matplotlib="matplotlib", sklearn="scikit-learn")
     from rich.console import Console
 
+    from metafast._trainings import cores
     from metafast.cli import _demo_report, _demo_train
 
     console = Console()
     began = time.perf_counter()
-    _make_folder(output)
+    make_folder(output)
     names = _choose(data, seed, console)
     settings = {"seed": seed, "quick": quick, "data": names}
     session = _session(output, settings, resume)
@@ -62,7 +65,7 @@ def demo(
         for rate in _demo_train.RATES
         for method in _demo_train.METHODS
     ]
-    jobs = min(jobs or _cores(), 16, len(tasks))
+    jobs = min(jobs or cores(), 16, len(tasks))
     titles = " and ".join(setups[name].title for name in names)
     console.print(
         f"[bold]metafast demo[/]: {len(tasks)} trainings of a small CNN on {titles}, "
@@ -96,7 +99,8 @@ def demo(
 def _train_all(tasks: list[Task], session: Path, jobs: int, console: Any) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from metafast.cli import _demo_pool, _demo_train
+    from metafast import _trainings
+    from metafast.cli import _demo_train
 
     columns = (
         TextColumn("{task.description:<14}"),
@@ -125,31 +129,7 @@ def _train_all(tasks: list[Task], session: Path, jobs: int, console: Any) -> Non
                 title = f"{_demo_train.SETUPS[task.data].title} {finished:>2} of {len(members)}"
                 console.print(f"  {title}: {_demo_train.METHODS[task.method]} from {task.rate:g}", highlight=False)
 
-        _demo_pool.run_all(tasks, session, jobs, progress)
-
-
-def _require() -> None:
-    missing = []
-    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        typer.echo(f"metafast demo needs {' and '.join(missing)}: pip install 'metafast[demo]'", err=True)
-        raise typer.Exit(1)
-
-
-def _make_folder(output: Path) -> None:
-    probe = output / f".write-test-{os.getpid()}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{output} cannot be written to ({error.strerror}); choose another folder", param_hint="--output"
-        ) from None
+        _trainings.run_all(tasks, _demo_train.train, session, jobs, progress)
 
 
 def _choose(data: Data, seed: int, console: Any) -> list[str]:
@@ -200,7 +180,3 @@ def _session(output: Path, settings: dict[str, Any], resume: bool) -> Path:
     session.mkdir(parents=True)
     (session / "demo.json").write_text(json.dumps(settings), encoding="utf-8")
     return session
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 pytest.importorskip("matplotlib", reason="the demo extra is not installed")
 pytest.importorskip("sklearn", reason="the demo extra is not installed")
 
-from metafast.cli import _demo_pool, _demo_report, _demo_train, build_app
+from metafast import _trainings
+from metafast.cli import _demo_report, _demo_train, build_app
 from metafast.runs import Run, list_runs
 
 METRICS = ("loss", "val_accuracy", "test_accuracy")
@@ -75,10 +76,10 @@ def test_kill_9_and_another_number_of_processes_give_the_same_numbers(tmp_path):
     tasks = [_demo_train.Task("digits", method, 1e-2, 0, 5) for method in _demo_train.METHODS]
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom metafast.cli import _demo_pool, _demo_train\n"
+        "import sys\nfrom pathlib import Path\nfrom metafast import _trainings\nfrom metafast.cli import _demo_train\n"
         "if __name__ == '__main__':\n"
         "    tasks = [_demo_train.Task('digits', method, 1e-2, 0, 5) for method in _demo_train.METHODS]\n"
-        "    _demo_pool.run_all(tasks, Path(sys.argv[1]), 2, lambda task, step: None)\n"
+        "    _trainings.run_all(tasks, _demo_train.train, Path(sys.argv[1]), 2, lambda task, step: None)\n"
     )
     log, session = tmp_path / "log", tmp_path / "killed"
     with log.open("wb") as file:
@@ -96,8 +97,8 @@ def test_kill_9_and_another_number_of_processes_give_the_same_numbers(tmp_path):
         time.sleep(0.02)
     assert list_runs(session, status="killed")
 
-    _demo_pool.run_all(tasks, session, 1, lambda task, step: None)
-    _demo_pool.run_all(tasks, tmp_path / "whole", 1, lambda task, step: None)
+    _trainings.run_all(tasks, _demo_train.train, session, 1, lambda task, step: None)
+    _trainings.run_all(tasks, _demo_train.train, tmp_path / "whole", 1, lambda task, step: None)
     assert len(list_runs(session, status="finished")) == 3
     assert numbers(session) == numbers(tmp_path / "whole")
 
@@ -106,7 +107,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(small, tmp_path):
     task = _demo_train.Task("digits", "cosine", 1e-2, 0, 2)
     _demo_train.train(task, tmp_path / "whole", lambda step: None, lambda: False)
     seen = []
-    with pytest.raises(_demo_train.StoppedError):
+    with pytest.raises(_trainings.StoppedError):
         _demo_train.train(task, tmp_path / "parts", seen.append, lambda: len(seen) > 7)
     assert Run.open(tmp_path / "parts" / task.name).status == "killed"
     _demo_train.train(task, tmp_path / "parts", seen.append, lambda: False)
@@ -119,7 +120,7 @@ def test_ctrl_c_says_how_to_go_on(small, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_demo_pool, "run_all", interrupt)
+    monkeypatch.setattr(_trainings, "run_all", interrupt)
     result = call("--output", tmp_path)
     assert result.exit_code == 130
     assert f"metafast demo --resume --output {tmp_path}" in result.output.replace("\n", "")

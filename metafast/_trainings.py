@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from metafast._worker import begin_worker
-from metafast.cli._demo_train import StoppedError, Task, train
+
+T = TypeVar("T")
+Train = Callable[[T, Path, Callable[[int], None], Callable[[], bool]], None]
 
 _shared: dict[str, Any] = {}
 
 
-def run_all(tasks: list[Task], root: Path, jobs: int, progress: Callable[[Task, int], None]) -> None:
+class StoppedError(Exception):
+    """The whole was interrupted; a training saved its state and left."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(tasks: Sequence[T], train: Train[T], root: Path, jobs: int, progress: Callable[[T, int], None]) -> None:
     """Run every task to its end on `jobs` processes; `progress(task, step)` is called as they advance.
+
+    Args:
+        tasks: what `train` takes; pickled.
+        train: `train(task, root, progress, stop)`, at the top of a module: trains in `root`, calls `progress(step)`,
+            and when `stop()` is true saves its state and raises `StoppedError`.
+        root: the folder of the records.
+        jobs: processes; 1: this one.
+        progress: called in this process.
 
     Raises:
         KeyboardInterrupt: after the trainings in progress saved their states.
@@ -37,7 +57,7 @@ def run_all(tasks: list[Task], root: Path, jobs: int, progress: Callable[[Task, 
     with concurrent.futures.ProcessPoolExecutor(
         min(jobs, len(tasks)), mp_context=context, initializer=_begin, initargs=(messages, stop)
     ) as pool:
-        futures = [pool.submit(_work, task, root, index) for index, task in enumerate(tasks)]
+        futures = [pool.submit(_work, train, task, root, index) for index, task in enumerate(tasks)]
         try:
             waiting = set(futures)
             while waiting:
@@ -61,7 +81,7 @@ def _begin(messages: Any, stop: Any) -> None:
     _shared.update(messages=messages, stop=stop)
 
 
-def _work(task: Task, root: Path, index: int) -> None:
+def _work(train: Train[T], task: T, root: Path, index: int) -> None:
     stop = _shared["stop"].is_set
     if stop():
         return
