@@ -43,6 +43,8 @@ def run_all(tasks: Sequence[T], train: Train[T], root: Path, jobs: int, progress
     Raises:
         KeyboardInterrupt: after the trainings in progress saved their states.
     """
+    if not tasks:
+        return
     if jobs == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "Train a small CNN from seven starting learning rates and compare what adapts with what does not.",
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
     "maml": "Meta-train, test and use few-shot learners: train, eval, adapt, transfer.",
+    "run": "Run an experiment: online-tuning.",
 }
 
 

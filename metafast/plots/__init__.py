@@ -8,15 +8,17 @@ Needs matplotlib: `pip install 'metafast[plots]'`.
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._style import save, style
-from metafast.plots._tune import hyperparameter_trajectories, population_schedules
+from metafast.plots._tune import CostPanel, hyperparameter_trajectories, metric_by_cost, population_schedules
 
 __all__ = [
+    "CostPanel",
     "accuracy_by_rate",
     "adaptation_curves",
     "hyperparameter_trajectories",
     "learning_rates",
     "loss_curves",
     "meta_learning_curves",
+    "metric_by_cost",
     "population_schedules",
     "save",
     "style",

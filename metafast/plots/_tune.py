@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metafast.plots._figures import _quiet_log_axis, _title
-from metafast.plots._style import COLORS, figure, ordered_colors, style
+from metafast.plots._style import COLORS, MARKERS, figure, ordered_colors, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,12 +125,112 @@ def population_schedules(result: Any, *, title: str | None = None, xlabel: str =
     return plot
 
 
-def _panels(count: int, xlabel: str) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels, which share their horizontal axis."""
+@dataclass(frozen=True)
+class CostPanel:
+    """A panel of `metric_by_cost`.
+
+    Args:
+        points: label to `(cost, values)`, a value per seed: drawn as their mean and range.
+        courses: label to `(costs, values)`, such as the best of a search so far: drawn as steps.
+        levels: label to a value that costs nothing: a dashed line.
+        ylabel: the metric.
+
+    Example:
+        >>> CostPanel({"static": (1.0, [0.5, 0.6])}).courses
+        {}
+    """
+
+    points: Mapping[str, tuple[float, Sequence[float]]]
+    courses: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
+    ylabel: str = ""
+
+
+def metric_by_cost(
+    panels: Mapping[str, CostPanel], *, title: str | None = None, xlabel: str = "cost (static trainings)"
+) -> Figure:
+    """What methods reached against what they cost, with the course of searches; a panel for each experiment.
+
+    Args:
+        panels: title to panel. Labels that panels share have one colour and one entry in the legend.
+        title: above the figure.
+        xlabel: of the horizontal axes, which are logarithmic.
+
+    Returns:
+        The figure; the legend stands below the panels.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        TypeError: something that is no `CostPanel`.
+        ValueError: no panels, a label without values, unequal lengths, or a cost that is not positive.
+
+    Example:
+        >>> panel = CostPanel({"adaptive": (1.2, [0.8, 0.9])}, {"search": ([1, 2], [0.6, 0.7])}, ylabel="accuracy")
+        >>> plot = metric_by_cost({"digits": panel})
+        >>> plot.axes[0].get_xscale(), plot.axes[0].get_ylabel()
+        ('log', 'accuracy')
+    """
+    if not isinstance(panels, Mapping) or not all(isinstance(panel, CostPanel) for panel in panels.values()):
+        raise TypeError(f"panels must map a title to a metafast.plots.CostPanel, got {type(panels).__name__}")
+    if not panels:
+        raise ValueError("panels must have at least one panel, got none")
+    for name, panel in panels.items():
+        _check_costs(name, panel)
+    lines = list(dict.fromkeys(label for panel in panels.values() for label in panel.courses))
+    points = list(dict.fromkeys(label for panel in panels.values() for label in panel.points))
+    colors = {
+        label: COLORS[i % len(COLORS)] for i, label in enumerate([*lines, *(p for p in points if p not in lines)])
+    }
+    with style():
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        plot, axes = _panels(len(panels), xlabel, share=False)
+        for ax, (name, panel) in zip(axes, panels.items(), strict=True):
+            ax.set_title(name)
+            ax.set_ylabel(panel.ylabel)
+            ax.set_xscale("log")
+            for label, level in panel.levels.items():
+                ax.axhline(level, color="#888888", linestyle="--", linewidth=1.2, label=label)
+            for label, (costs, values) in panel.courses.items():
+                ax.step(costs, values, where="post", color=colors[label], alpha=0.7, label=f"{label}, so far")
+            for label, (cost, values) in panel.points.items():
+                mean, marker = float(np.mean(values)), MARKERS[points.index(label) % len(MARKERS)]
+                ax.vlines(cost, min(values), max(values), color=colors[label], linewidth=1.5)
+                ax.plot(
+                    cost, mean, color=colors[label], marker=marker, markeredgecolor="white", linestyle="", label=label
+                )
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
+        found = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+        plot.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(3, len(found)))
+        width, height = plot.get_size_inches()
+        plot.set_size_inches(max(width, 6.0), height + 0.25 * -(-len(found) // 3))
+        _title(plot, title)
+    return plot
+
+
+def _check_costs(name: str, panel: CostPanel) -> None:
+    for label, (cost, values) in panel.points.items():
+        if not len(values) or not cost > 0:
+            raise ValueError(
+                f"points[{label!r}] of {name!r} must be (cost above 0, at least one value), "
+                f"got {(cost, list(values))!r}"
+            )
+    for label, (costs, values) in panel.courses.items():
+        if len(costs) != len(values) or not len(costs) or not all(cost > 0 for cost in costs):
+            raise ValueError(
+                f"courses[{label!r}] of {name!r} must be costs above 0 and as many values, "
+                f"got {len(costs)} and {len(values)}"
+            )
+
+
+def _panels(count: int, xlabel: str, share: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels, which may share their horizontal axis."""
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     plot = figure(3.3 * columns + 0.4, 2.5 * rows + 0.6)
-    axes = list(plot.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    axes = list(plot.subplots(rows, columns, sharex=share, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
     for ax in axes[max(0, count - columns) : count]:

@@ -197,3 +197,7 @@ def test_the_summary_counts_what_the_rows_say():
     )
     assert "The best accuracy, 99.0 %, is that of AdamW, cosine schedule from 1." in text
     assert "Starting from 1 the hypergradient run ends more than 5 points below" in text
+
+
+def test_nothing_to_train_needs_no_process(tmp_path):
+    _trainings.run_all([], _demo_train.train, tmp_path, 2, lambda task, step: None)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-from metafast.plots import hyperparameter_trajectories, population_schedules, save
+from metafast.plots import CostPanel, hyperparameter_trajectories, metric_by_cost, population_schedules, save
 from metafast.tune import Tuned
 from metafast.tune.population import Leg, PopulationResult
 
@@ -64,3 +64,34 @@ def test_a_population_with_the_past_of_the_best_in_colour():
     assert len(rate.collections[0].get_segments()) == 3  # the failed leg is not drawn
     with pytest.raises(TypeError, match="result must be"):
         population_schedules({"rate": 1})
+
+
+def test_results_against_costs_in_one_colour_per_label():
+    accuracy = CostPanel(
+        {"static": (1.0, [0.5, 0.7]), "adaptive": (1.2, [0.8])}, {"search": ([1, 2, 3], [0.4, 0.6, 0.6])}, ylabel="acc"
+    )
+    error = CostPanel({"adaptive": (1.3, [0.2])}, {"search": ([1, 2], [0.4, 0.3])}, {"naive": 0.5}, "MAE")
+    figure = metric_by_cost({"A": accuracy, "B": error}, title="Both")
+    left, right = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["A", "B"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["acc", "MAE"]
+    colors = [{line.get_label(): line.get_color() for line in ax.lines} for ax in (left, right)]
+    assert colors[0]["adaptive"] == colors[1]["adaptive"] != colors[0]["static"]
+    assert left.lines[1].get_ydata().tolist() == pytest.approx([0.6])  # the mean of the seeds
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == ["adaptive", "naive", "search, so far", "static"]
+
+
+@pytest.mark.parametrize(
+    ("panels", "error", "text"),
+    [
+        ({}, ValueError, "at least one panel"),
+        ({"A": {"static": (1, [1])}}, TypeError, "CostPanel"),
+        ({"A": CostPanel({"static": (0.0, [1.0])})}, ValueError, "cost above 0"),
+        ({"A": CostPanel({"static": (1.0, [])})}, ValueError, "at least one value"),
+        ({"A": CostPanel({}, {"search": ([1, 2], [0.1])})}, ValueError, "got 2 and 1"),
+    ],
+)
+def test_what_is_no_cost_panel(panels, error, text):
+    with pytest.raises(error, match=text):
+        metric_by_cost(panels)

@@ -1,0 +1,61 @@
+"""`metafast run`: the experiments."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _experiments() -> None:
+    """Experiments as one command each, with records that go on where they were interrupted."""
+
+
+class Recipe(str, Enum):
+    """How large."""
+
+    smoke = "smoke"
+    reduced = "reduced"
+    full = "full"
+
+
+class Experiment(str, Enum):
+    """One of the three."""
+
+    resnet18 = "resnet18"
+    bert = "bert"
+    lstm = "lstm"
+
+
+@app.command("online-tuning")
+def online_tuning(
+    recipe: Annotated[
+        Recipe,
+        typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
+    ] = Recipe.smoke,
+    only: Annotated[
+        list[Experiment] | None, typer.Option(help="One experiment; may be repeated. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; also of splits and searches.")] = 0,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per method. Default: the recipe's.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
+        "metafast-online-tuning"
+    ),
+    workers: Annotated[int, typer.Option(min=0, help="Trainings side by side; 0: one per CPU core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Tune hyperparameters while training; compare with static ones, random search and a grid.
+
+    ResNet-18 on CIFAR-10, BERT on IMDB, an LSTM on electricity load. Writes run records, results.json, plots and one
+    self-contained HTML report. Called again with the same options it does what is missing: after an interruption, with
+    more seeds, or with another experiment.
+    """
+    from metafast.cli import _run_tuning
+
+    names = [each.value for each in only] if only else []
+    _run_tuning.run(recipe.value, names, seed, seeds, output, workers, device)

@@ -1,0 +1,1 @@
+"""Experiments of `metafast run`, each a package: recipes, trainings as resumable records, results and a report."""
