@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("datasets", reason="the datasets package is not installed")
 pytest.importorskip("transformers", reason="the transformers package is not installed")
 
+from benchmarks.tune import online
 from metafast.cli import build_app
 from metafast.data import DatasetNotFoundError
 from metafast.experiments import online_tuning as tuning
@@ -49,6 +50,10 @@ def test_one_experiment_and_then_more_seeds(tiny, tmp_path):
     assert "a few steps." in page and "--only lstm --seeds 1" in page
 
     before = json.loads((output / "results.json").read_text())
+    online.main([str(output), "--output", str(tmp_path / "online_tuning")])
+    kept = json.loads((tmp_path / "online_tuning.json").read_text())
+    assert kept["rows"] == before["rows"] and kept["benchmark"] == "online_tuning" and kept["machine"]
+    assert (tmp_path / "online_tuning.png").stat().st_size > 5_000
     second = call("--only", "lstm", "--seeds", 2, "--workers", 1, "--output", output)
     assert second.exit_code == 0, second.output
     after = json.loads((output / "results.json").read_text())

@@ -222,7 +222,8 @@ def test_verdicts(adaptive, reached):
 def test_verdicts_look_at_the_cost_and_at_what_is_missing():
     assert judged((51.0, 51.0, 0.3), gradients=200.0)[2] is True
     assert judged((51.0, 51.0, 0.3), gradients=201.0)[2] is False
-    assert judged((51.0, 51.0), names=("resnet18", "bert")) == [None, None, None]
+    assert judged((51.0, 51.0), names=("resnet18", "bert")) == [None, True, None]
+    assert judged((49.9, 51.0), names=("resnet18", "bert")) == [None, None, None]
     assert judged((40.0, 51.0), names=("resnet18", "bert")) == [False, None, False]
     text = str(tuning.verdicts([summary("lstm", method, 0.4) for method in tuning.METHODS])[0])
     assert "not judged" in text and "lstm +0.0 %" in text

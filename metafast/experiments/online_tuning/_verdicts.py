@@ -50,7 +50,7 @@ class Verdict:
     Args:
         aim: what was to be reached.
         feedback: "batch" or "epoch".
-        reached: None where not all experiments were run.
+        reached: None where experiments are missing that decide it.
         text: the numbers.
     """
 
@@ -105,43 +105,42 @@ def verdicts(found: Sequence[Summary]) -> list[Verdict]:
     complete = set(names) == set(TASKS)
     made = []
     for feedback in FEEDBACK:
-
-        def gains(other: str, points: bool, feedback: str = feedback) -> dict[str, float]:
-            return {
-                name: gain(
-                    name,
-                    table[name, feedback].mean[TASKS[name].metrics[0]],
-                    table[name, other].mean[TASKS[name].metrics[0]],
-                    points=points,
-                )
-                for name in names
-            }
-
-        against = gains("static", points=False)
-        text = _listed({name: f"{value:+.1f} %" for name, value in against.items()})
-        worse = [name for name, value in against.items() if not value >= -WORSE]
-        better = [name for name, value in against.items() if value > 0]
-        search = gains("random", points=True)
-        shares = {name: table[name, feedback].gradients / table[name, "random"].gradients for name in names}
-        behind = [name for name in names if not (search[name] >= -BEHIND and shares[name] <= SHARE)]
+        mine = {name: table[name, feedback] for name in names}
+        static = {name: _gain(mine[name], table[name, "static"], points=False) for name in names}
+        search = {name: _gain(mine[name], table[name, "random"], points=True) for name in names}
+        shares = {name: mine[name].gradients / table[name, "random"].gradients for name in names}
+        better = sum(value > 0 for value in static.values())
+        numbers = _listed({name: f"{value:+.1f} %" for name, value in static.items()})
         distances = {
             name: f"{search[name]:+.1f} {unit(name)} at {100 * shares[name]:.1f} % of the cost" for name in names
         }
         trials = table[names[0], "random"].trials
-        aims: list[tuple[str, bool, str]] = [
-            (f"Never worse than static by more than {WORSE:g} %", not worse, text),
-            ("Better than static in at least 2 of 3 experiments", len(better) >= 2, f"Better in {len(better)}: {text}"),
+        # aim, whether it is reached so far, what another experiment cannot change any more, numbers
+        aims = [
+            (
+                f"Never worse than static by more than {WORSE:g} %",
+                all(value >= -WORSE for value in static.values()),
+                False,
+                numbers,
+            ),
+            ("Better than static in at least 2 of 3 experiments", better >= 2, True, f"Better in {better}: {numbers}"),
             (
                 f"Within 1 point of a random search of {trials} trials at {100 * SHARE:g} % of its cost",
-                not behind,
+                all(search[name] >= -BEHIND and shares[name] <= SHARE for name in names),
+                False,
                 _listed(distances),
             ),
         ]
         made += [
-            Verdict(aim, feedback, reached if complete or not reached and "Better" not in aim else None, numbers)
-            for aim, reached, numbers in aims
+            Verdict(aim, feedback, reached if complete or reached == final else None, text)
+            for aim, reached, final, text in aims
         ]
     return made
+
+
+def _gain(mine: Summary, other: Summary, *, points: bool) -> float:
+    metric = TASKS[mine.experiment].metrics[0]
+    return gain(mine.experiment, mine.mean[metric], other.mean[metric], points=points)
 
 
 def unit(name: str) -> str:
