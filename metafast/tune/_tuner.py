@@ -47,6 +47,8 @@ class OnlineTuner:
         method: "forward" (default), "reverse", "implicit", "one_step", "sama", or an object with settings, such as
             `Implicit(terms=10)`.
         every: training steps between two updates of the hyperparameters, or "epoch": `len(train_loader)`. Default 10.
+        start: training steps at the beginning in which the hyperparameters stay and nothing is observed: a warm-up, or
+            a plateau at chance level, where hypergradients are noise. Default 0.
         val_loss: `val_loss(model, *batch)`, a tensor of one element. Default: cross-entropy where the targets are class
             numbers, mean squared error where they are floating-point. The model is in evaluation mode.
         val_batches: batches of one hypergradient, the next ones in the loader's order; or "all".
@@ -126,6 +128,7 @@ class OnlineTuner:
         snapshots: Snapshots | None = None,
         process_group: Any = None,
         seed: int = 0,
+        start: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -138,7 +141,7 @@ class OnlineTuner:
         if snapshots is not None and not isinstance(snapshots, Snapshots):
             raise TypeError(f"snapshots must be metafast.tune.Snapshots, got {type(snapshots).__name__}")
         max_grad_norm = None if max_grad_norm is None else positive("max_grad_norm", max_grad_norm)
-        seed = integer("seed", seed, minimum=0)
+        seed, self.start = integer("seed", seed, minimum=0), integer("start", start, minimum=0)
         rule = rule_of(optimizer)
         specs = expand(tune, rule, method)
         schedule = None if scheduler is None else Schedule(scheduler, optimizer)
@@ -203,7 +206,8 @@ class OnlineTuner:
                 param.grad = None  # its memory is for the new one
             with torch.enable_grad(), problem.parallel.local():
                 loss = loss_fn(*batch)
-            gradient = problem.gradient(loss, graph=any(m.needs_graph(self._due) for m in self._methods), scale=scale)
+            graph = self._begun and any(method.needs_graph(self._due) for method in self._methods)
+            gradient = problem.gradient(loss, graph=graph, scale=scale)
             self._check_tensors(gradient)
             found, made = None, False
             if self.scaler is None or _finite(gradient.params):
@@ -265,8 +269,12 @@ class OnlineTuner:
         self._learn(found)
 
     @property
+    def _begun(self) -> bool:
+        return self.calls >= self.start
+
+    @property
     def _due(self) -> bool:
-        return (self.calls + 1) % self.every == 0
+        return self._begun and (self.calls + 1 - self.start) % self.every == 0
 
     def _scale(self) -> float:
         if self.scaler is None:
@@ -335,6 +343,8 @@ class OnlineTuner:
 
     def _observe(self, call: Call, *, may_step: bool) -> tuple[tuple[dict[str, Tensor], float | None], bool]:
         """The hypergradients and the validation loss where a call is due; and whether a method has made the step."""
+        if not self._begun:
+            return ({}, None), False
         due, found = self._due, dict[str, Tensor]()
         values: list[float] = []
         batches = self._feedback.take() if due else []
@@ -406,6 +416,7 @@ class OnlineTuner:
             "calls": self.calls,
             "overflows": self.overflows,
             "every": self.every,
+            "start": self.start,
             "shapes": [list(p.shape) for p in self._problem.dynamics.params],
             "validation": list(self.validation),
             "methods": [{"name": type(m).__name__, "state": m.state_dict()} for m in self._methods],
@@ -423,9 +434,11 @@ class OnlineTuner:
             ValueError: the state belongs to another model or to other arguments; nothing has changed then.
         """
         shapes = [list(p.shape) for p in self._problem.dynamics.params]
-        mine = {"every": self.every, "shapes": shapes, "methods": [type(m).__name__ for m in self._methods]}
+        methods = [type(method).__name__ for method in self._methods]
+        mine = {"every": self.every, "start": self.start, "shapes": shapes, "methods": methods}
         came = {
             "every": state["every"],
+            "start": state["start"],
             "shapes": [list(s) for s in state["shapes"]],
             "methods": [m["name"] for m in state["methods"]],
         }

@@ -79,6 +79,7 @@ VALUES = [
     (lambda: Implicit(terms=-1), ValueError, "terms"),
     (lambda: Reverse(memory_budget="log"), ValueError, '"sqrt"'),
     (lambda: SAMA(radius=0), ValueError, "radius"),
+    (lambda: tuner_of(start=-1), ValueError, "start must be at least 0"),
     (lambda: Implicit(hvp="finite"), ValueError, "'exact', 'difference'"),
     (lambda: Implicit(hvp="difference", radius=-1), ValueError, "radius"),
     (lambda: holdout(range(1)), ValueError, "at least 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -75,6 +76,28 @@ def test_trains_as_without_it_while_nothing_moves(method, package):
     for name, value in plain.items():
         torch.testing.assert_close(tuned[name], value, rtol=2e-5, atol=1e-7, msg=name)
     assert torch.equal(plain["noise"], tuned["noise"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_start_waits_and_then_sees_what_a_new_tuner_sees(method):
+    model = small()
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    tuner = make(method, opt, model, ["lr"], every=3, start=4)
+    go(tuner, 4)
+    assert tuner.state["lr"].history == [(0, [0.05])] and not tuner.validation
+    other = small()
+    other.load_state_dict(model.state_dict())
+    again = torch.optim.SGD(other.parameters(), lr=0.05, momentum=0.9)
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))  # which shares tensors
+    later = make(method, again, other, ["lr"], every=3)
+    for each in (tuner, later):
+        torch.manual_seed(7)
+        go(each, 3, start=4)
+    (call, (found,)), (own, (expected,)) = tuner.state["lr"].hypergradients[0], later.state["lr"].hypergradients[0]
+    assert (call, own) == (7, 3)
+    assert found == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="start=4, this tuner 0"):
+        later.load_state_dict(tuner.state_dict())
 
 
 @pytest.mark.parametrize("method", ["forward", "reverse", "implicit"])

@@ -35,6 +35,7 @@ class Tuning:
         hyper_lr: rate of the hyper-optimizer.
         val_batches: validation batches of an update, as large as those of training; None: all of them.
         memory: betas of Adam as the hyper-optimizer.
+        start: training steps before the first ones that count.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Tuning:
     hyper_lr: float
     val_batches: int | None = 1
     memory: tuple[float, float] = (0.9, 0.999)
+    start: int = 0
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ def _tuner(
         train_loader=batches if tuning.every is None else None,
         scheduler=built.scheduler,
         seed=seed,
+        start=tuning.start,
     )
 
 
