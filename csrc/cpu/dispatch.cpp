@@ -4,13 +4,6 @@
 namespace mf::cpu {
 
 #if defined(__x86_64__)
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
-
 const Kernels& kernels() {
   static const Kernels& best = []() -> const Kernels& {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -21,10 +14,6 @@ const Kernels& kernels() {
   return best;
 }
 #else
-namespace neon {
-extern const Kernels table;
-}
-
 const Kernels& kernels() { return neon::table; }
 #endif
 

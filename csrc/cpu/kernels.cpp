@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-#include "flush_denormals.h"
+#include "../core/no_denormals.h"
 
 #define MF_STRING_(x) #x
 #define MF_STRING(x) MF_STRING_(x)
@@ -258,7 +258,7 @@ void run_general(const Chunk& c, const typename R::Hyper& h, Totals& totals) {
 template <class R>
 void run_chunk(const Chunk& c, const void* hyper, double* sums) {
   const auto& h = *static_cast<const typename R::Hyper*>(hyper);
-  const FlushDenormals flush;
+  const NoDenormals flush;
   Totals totals;
   if (!run_common<R>(c, h, totals)) run_general<R>(c, h, totals);
   std::copy(totals.sum, totals.sum + kStatCount, sums);
@@ -286,7 +286,6 @@ std::unique_ptr<AnyEngine> make_engine_double(const Program&, const EngineSettin
 
 extern const TangentFn tangent_kernels[];  // tangent_kernels.cpp
 
-extern const Kernels table;
 const Kernels table = {
     MF_STRING(MF_ISA),
     {

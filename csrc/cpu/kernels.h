@@ -38,6 +38,20 @@ struct Kernels {
   MakeEngine engine_f32, engine_f64;
 };
 
+// By instruction set.
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#else
+namespace neon {
+extern const Kernels table;
+}
+#endif
+
 const Kernels& kernels();  // the best that this machine runs
 
 }  // namespace mf::cpu

@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "../core/dual.h"
-#include "flush_denormals.h"
+#include "../core/no_denormals.h"
 #include "kernels.h"
 
 namespace mf {
@@ -88,7 +88,7 @@ void run_tangents(const TangentChunk& c, const void* hypers) {
   static constexpr Block table[] = {block<R, 0>, block<R, 1>, block<R, 2>, block<R, 3>, block<R, 4>};
   static_assert(std::size(table) == kTangents + 1);
   const auto* h = static_cast<const typename R::Hyper*>(hypers);
-  const FlushDenormals flush;
+  const NoDenormals flush;
   for (int64_t begin = 0; begin < c.n; begin += kBlock) {
     const int64_t end = std::min(c.n, begin + kBlock);
     int first = 0;

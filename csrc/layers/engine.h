@@ -10,6 +10,7 @@
 #include <exception>
 #include <mutex>
 
+#include "core/no_denormals.h"
 #include "layers/engine_passes.h"
 #include "layers/engine_sum.h"
 

@@ -1,4 +1,4 @@
-// What the threads of one call share: sums in the order of the tasks, and how numbers near 0 are treated.
+// What the threads of one call share: sums in the order of the tasks.
 #pragma once
 
 #include <condition_variable>
@@ -6,35 +6,11 @@
 #include <map>
 #include <mutex>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "core/simd.h"
 
 namespace mf {
 inline namespace MF_ISA {
-
-// Denormals are zero inside a call, as on a GPU: they make every multiplication a hundred times slower.
-class NoDenormals {
- public:
-#if defined(__x86_64__)
-  NoDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~NoDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  NoDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));
-  }
-  ~NoDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 // Adds vectors of tasks in the order of the tasks. A task that is early leaves its vector here.
 template <class T>

@@ -8,21 +8,6 @@
 
 #include "check.h"
 
-namespace mf::cpu {
-#if defined(__x86_64__)
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
-#else
-namespace neon {
-extern const Kernels table;
-}
-#endif
-}  // namespace mf::cpu
-
 using namespace mf;
 
 namespace {

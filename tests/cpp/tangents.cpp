@@ -23,20 +23,6 @@ inline Real sqrt_(Real a) { return {std::sqrt(a.x)}; }
 inline Real inverse(Real a) { return {1.0 / a.x}; }
 inline Real half_inverse_or_zero(Real a) { return {a.x > 0.0 ? 0.5 / a.x : 0.0}; }
 
-namespace cpu {
-#if defined(__x86_64__)
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
-#else
-namespace neon {
-extern const Kernels table;
-}
-#endif
-}  // namespace cpu
 }  // namespace mf
 
 using namespace mf;
