@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from metafast import ops
+from metafast.ops import _native
+
+native = pytest.mark.skipif(not _native.LIBRARIES["cpu"].loaded, reason="the native CPU library is not built")
 
 # Largest accepted |actual - expected| / (|expected| + scale), by storage dtype, where scale is the tensor's root mean
 # square: one step of fp32 maths in another order, then one rounding of the storage type (half an ulp either way is a
@@ -29,6 +37,27 @@ def copy_arg(arg: Any) -> Any:
     if isinstance(arg, (list, tuple)):
         return [copy_arg(item) for item in arg]
     return arg
+
+
+def names(op: ops.Op) -> list[str]:
+    """Of an op's arguments."""
+    return list(inspect.signature(op.reference).parameters)
+
+
+def tensors_of(args: list[Any]) -> list[Tensor]:
+    """All tensors among an op's arguments, in order."""
+    return [x for arg in args for x in (arg if isinstance(arg, list) else [arg]) if isinstance(x, Tensor)]
+
+
+def assert_refused(op: ops.Op, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    """A mistake in the arguments raises in every implementation, and changes nothing."""
+    for run in (op.reference, op.overload):
+        args = copy_args(op.sample_inputs()[0])
+        change(dict(zip(names(op), args, strict=False)))
+        before = copy_args(tuple(args))
+        with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
+            run(*args)
+        assert all(torch.equal(a, b) for a, b in zip(tensors_of(args), tensors_of(before), strict=True))
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
