@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast.data import ClassSet, TaskBatch, episodes
 
 from .contenders import CONTENDERS, SMOKE, WORKLOADS, Make, Workload
@@ -26,12 +25,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, help="results file (JSON)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    results: dict[str, Any] = {**provenance(), "benchmark": "episodes", "clock": "thread time", "workloads": []}
+    results: dict[str, Any] = {**provenance("episodes"), "clock": "thread time", "workloads": []}
     for name in args.workloads:
         results["workloads"].append(run(SMOKE if name == "smoke" else WORKLOADS[name], args.rounds))
         if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_results(args.output, results)
     print(markdown(results))
     return results
 

@@ -6,29 +6,17 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput import __main__ as throughput
+from benchmarks.provenance import provenance
 
 from .contenders import CONTENDERS
 from .measure import Results, measure
 from .report import markdown
 from .workloads import MAIN, WORKLOADS
 
-PACKAGES = ("torch", "metafast", "jax", "jaxlib", "higher", "torchopt", "parallel-metalearn")
-
-
-def provenance() -> dict[str, Any]:
-    """Machine, commit, versions and date."""
-    facts = throughput.provenance()
-    for package in PACKAGES:
-        try:
-            facts["versions"][package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {**facts, "benchmark": "maml"}
+PEERS = ("jax", "jaxlib", "higher", "parallel-metalearn")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -46,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     wanted = [c for c in CONTENDERS if re.search(args.only, c.name)]
     if not wanted:
         parser.error(f"--only {args.only!r} matches none of: {', '.join(c.name for c in CONTENDERS)}")
-    facts = provenance()
+    facts = provenance("maml", *PEERS)
     results = Results(args.output, facts)
     for threads in args.threads:
         for steps in args.steps[::-1]:  # the longest rows first: those are what targets are about

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.peers import maml_func, maml_loop
 from benchmarks.peers.maml_problem import MetaGradient, Problem
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from benchmarks.throughput.cuda import repeats_of, turn
 from metafast.innerloop import _compiled
 
@@ -161,8 +161,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return row
 
     results: dict[str, Any] = {
-        **provenance(),
-        "benchmark": "meta-gradients on CUDA",
+        **provenance("meta-gradients on CUDA"),
         "device": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "peak_tflops": peaks(),
@@ -192,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 if other["workload"] == name and loop_ms is not None and "ms" in other:
                     other["speedup"] = loop_ms / other["ms"]
             if args.output is not None:  # after each row, so that an interrupted run leaves what it has
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                write_results(args.output, results)
     print(f"{results['device']}: {results['peak_tflops']}\n\n{table(results)}")
     return results
 

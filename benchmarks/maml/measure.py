@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.provenance import write_results
+
 from . import check
 from .contenders import Contender
 from .peak import fma_probe
@@ -48,12 +50,8 @@ class Results:
 
     def save(self) -> None:
         """Writes the file."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, self.path)
+        if self.path is not None:
+            write_results(self.path, self.content)
 
 
 def measure(

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.convergence.study import RESULTS
+from benchmarks.provenance import provenance
 
-from .__main__ import provenance
+from .__main__ import PEERS
 from .contenders import BY_NAME
 from .measure import Results
 from .worker import Worker, WorkerError
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="cpu", help="of summary and plot; both are kept")
     parser.add_argument("--output", type=Path, default=RESULTS / "maml_scaling.json", help="the plot goes beside it")
     args = parser.parse_args(argv)
-    results = Results(args.output, {**provenance(), "benchmark": "maml scaling", "workload": args.workload})
+    results = Results(args.output, {**provenance("maml scaling", *PEERS), "workload": args.workload})
     run(args, results)
     results.content["summary"] = summarize(results.content, args.clock)
     results.save()

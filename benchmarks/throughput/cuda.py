@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import re
 import statistics
 import sys
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.provenance import provenance, write_results
 from metafast import optim
 
-from .__main__ import provenance
 from .contenders import ADAM, BASELINES, Contender, Pass, Step, contenders
 from .contenders import _metafast as build_metafast
 from .contenders import _torch as build_torch
@@ -219,8 +218,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found = [row for row in rows() if re.search(args.only, row.name)]
     peak = copy_bandwidth()
     results: dict[str, Any] = {
-        **provenance(),
-        "benchmark": "throughput on CUDA",
+        **provenance("throughput on CUDA"),
         "device": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "copy_gb_per_s": 1e-9 * peak,
@@ -231,8 +229,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         fitting = [row for row in found if size == "tiny" or not (row.slow or "for-loop" in row.name)]
         results["rows"] += measure(fitting, size, sizes[size](), args.rounds, peak)
         if args.output is not None:  # after each size, so that an interrupted run leaves what it has
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_results(args.output, results)
     print(f"{results['device']}: a copy moves {results['copy_gb_per_s']:.0f} GB/s\n\n{table(results['rows'])}")
     return results
 

@@ -9,7 +9,6 @@ hyperparameters come K more, through which the exact method differentiates; the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast.tune import SAMA, Forward, Implicit, OneStep, OnlineTuner, Reverse, Tune
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100)
@@ -126,8 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(HORIZONS, options.seeds)
-    body = {**provenance(), "benchmark": "tune_bias", "horizons": HORIZONS, "seeds": options.seeds, "rows": rows}
-    options.output.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    body = {**provenance("tune_bias"), "horizons": HORIZONS, "seeds": options.seeds, "rows": rows}
+    write_results(options.output, body)
     for group in GROUPS:
         print(group, table(rows, group), sep="\n")
 

@@ -95,10 +95,14 @@ def train(method: str, number: int, hyper_lr: float, updates: int, trial: bool) 
     return row
 
 
+def rows_of(rows: dict[str, study.Row], method: str) -> list[study.Row]:
+    """Of all starts."""
+    return [row for key, row in rows.items() if key.rpartition(" | ")[0] == method]
+
+
 def losses(rows: dict[str, study.Row], method: str) -> list[float]:
     """Of all starts; one that diverged is infinite."""
-    mine = (row for key, row in rows.items() if key.rpartition(" | ")[0] == method)
-    return [math.inf if row["loss"] is None else row["loss"] for row in mine]
+    return [math.inf if row["loss"] is None else row["loss"] for row in rows_of(rows, method)]
 
 
 def summary(rows: dict[str, study.Row], method: str) -> study.Row | None:
@@ -106,7 +110,7 @@ def summary(rows: dict[str, study.Row], method: str) -> study.Row | None:
     found = losses(rows, method)
     if not found:
         return None
-    seconds = [row["cpu_seconds"] for key, row in rows.items() if key.rpartition(" | ")[0] == method]
+    seconds = [row["cpu_seconds"] for row in rows_of(rows, method)]
     return {
         "runs": len(found),
         "median": statistics.median(found),
@@ -149,11 +153,10 @@ def plot(content: study.Row, path: Path) -> None:
     left.set(xlabel="test cross-entropy", ylabel="share of the starts", xlim=(0.35, 2.4))
     left.legend(fontsize=8)
     shown = next((m for m in METHODS if m != "not tuned" and losses(content["rows"], m)), None)
-    for key, row in content["rows"].items():
-        if key.rpartition(" | ")[0] == shown:
-            rates = row["curves"]["lr"]
-            steps = [i * UPDATES * EVERY / (len(rates) - 1) for i in range(len(rates))]
-            right.semilogy(steps, rates, color="C1", alpha=0.5, lw=1)
+    for row in rows_of(content["rows"], shown) if shown is not None else ():
+        rates = row["curves"]["lr"]
+        steps = [i * UPDATES * EVERY / (len(rates) - 1) for i in range(len(rates))]
+        right.semilogy(steps, rates, color="C1", alpha=0.5, lw=1)
     right.set(xlabel="step", ylabel="learning rate", title=f"{shown}: learning rate of each start")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -9,7 +9,6 @@ of 128. Defaults everywhere; accuracy and cross-entropy on the test part, after 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast.data import Batches, digits
 from metafast.tune import Forward, OnlineTuner
 
@@ -92,8 +91,8 @@ def main() -> None:
             cells = [f"{row['accuracy']:.1f}" for row in mine]
             seconds = sum(row["seconds"] for row in mine) / len(mine)
             print(f"| {name} | {label} | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
-    body = {**provenance(), "benchmark": "tune_digits", "seeds": options.seeds, "rows": rows}
-    options.output.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    body = {**provenance("tune_digits"), "seeds": options.seeds, "rows": rows}
+    write_results(options.output, body)
 
 
 if __name__ == "__main__":

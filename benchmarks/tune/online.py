@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast import plots
 from metafast.experiments.online_tuning import cost_figure
 
@@ -20,9 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/online_tuning"), help="without ending")
     options = parser.parse_args(argv)
     found = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
-    body = {**provenance(), "benchmark": "online_tuning", **found}
-    text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
-    options.output.with_suffix(".json").write_text(text, encoding="utf-8")
+    body = {**provenance("online_tuning"), **found}
+    write_results(options.output.with_suffix(".json"), body)
     picture, vector = plots.save(cost_figure(found), options.output)
     vector.unlink()
     print(f"{options.output.with_suffix('.json')}\n{picture}")

@@ -13,7 +13,6 @@ saves everything in the background every second period; "saved in line" does so 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.convergence.study import RESULTS
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from benchmarks.throughput.measure import CLOCKS
 from metafast.tune import SAMA, Forward, Implicit, OneStep, OnlineTuner, Reverse, Snapshots
 from metafast.tune.regularizers import L2
@@ -172,12 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "tune_overhead.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    content: dict[str, Any] = {**provenance(), "benchmark": "tune_overhead", "clock": args.clock, "runs": []}
+    content: dict[str, Any] = {**provenance("tune_overhead"), "clock": args.clock, "runs": []}
     for name in args.workloads:
         rows = measure(name, args.methods, args.rounds, CLOCKS[args.clock])
         content["runs"].append({"workload": name, "threads": args.threads, "rounds": args.rounds, "rows": rows})
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_results(args.output, content)
     print(table(content))
 
 

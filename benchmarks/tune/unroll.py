@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.convergence.study import RESULTS
 from benchmarks.maml.memory import peak_mb, reset_peak, resident_mb
-from benchmarks.throughput.__main__ import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast.tune import OnlineTuner, Reverse
 
 from .workloads import WORKLOADS, Workload, loss_of
@@ -154,9 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         child(args.child, args.workloads[0], args.steps)
         return
     runs = [measure(name, args.steps) for name in args.workloads]
-    content: dict[str, Any] = {**provenance(), "benchmark": "tune_unroll", "runs": runs}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content: dict[str, Any] = {**provenance("tune_unroll"), "runs": runs}
+    write_results(args.output, content)
     print(table(content))
 
 
