@@ -54,7 +54,7 @@ def run(recipe: str, names: list[str], seed: int, seeds: int | None, output: Pat
     for name in plan.names:
         with console.status(f"Reading the data of {tuning.TASKS[name].title}"):
             try:
-                first[name][None].parts  # noqa: B018  before anything is trained
+                first[name][None].load()  # before anything is trained
             except (OSError, ImportError, ValueError) as error:
                 raise typer.BadParameter(
                     f"{tuning.TASKS[name].title} cannot be run: {error}\nWithout it: --only with the others",

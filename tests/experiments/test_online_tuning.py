@@ -111,7 +111,7 @@ def test_the_seed_and_the_static_training_are_what_they_say(data, tmp_path):
     from metafast.runs import seed_all
 
     seed_all(2)
-    parts = training.parts
+    parts = training.load()
     model = LSTMForecaster(4, hidden=4, dropout=0.5, seed=2)
     opt = torch.optim.Adam(model.parameters(), lr=1e-2)
     batches = Batches(*parts.train, batch_size=8, seed=2)
@@ -138,7 +138,7 @@ def test_cost_counts_validation_examples(done):
 
 
 def test_parts_share_nothing(data):
-    parts = PLAN.own("resnet18", None)[0].parts
+    parts = PLAN.own("resnet18", None)[0].load()
     pictures = [{picture.numpy().tobytes() for picture in part.inputs} for part in parts]
     assert [len(part) for part in pictures] == [20, 10, 10]
     assert not pictures[0] & pictures[1] and not (pictures[0] | pictures[1]) & pictures[2]

@@ -20,9 +20,12 @@ SEARCHES = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("searches", nargs="*", choices=[*SEARCHES, []], default=list(SEARCHES))
+    parser.add_argument("searches", nargs="*", help=f"default: {', '.join(SEARCHES)}")
+    searches = parser.parse_args().searches or list(SEARCHES)
+    if unknown := set(searches) - set(SEARCHES):
+        parser.error(f"searches, got {', '.join(sorted(unknown))}: choose from {', '.join(SEARCHES)}")
     ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}})
-    for name in parser.parse_args().searches:
+    for name in searches:
         run_config = tune.RunConfig(storage_path=tempfile.mkdtemp(), name=name, verbose=0)
         results = tune.Tuner(**to_ray(SEARCHES[name](), train, 16), run_config=run_config).fit()
         best = results.get_best_result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 Values = dict[str, float]
 FEEDBACK = ("batch", "epoch")
@@ -69,7 +70,7 @@ class Setup:
     test: int | None
     batch_size: int
     epochs: int
-    model: dict[str, int | str]
+    model: dict[str, Any]
     static: Values
     space: dict[str, Range]
     grid: dict[str, tuple[float, ...]]

@@ -73,7 +73,7 @@ def results(plan: Plan, done: dict[str, Row]) -> dict[str, Any]:
     found = summaries(rows)
     facts: dict[str, Any] = {}
     for name in plan.names:
-        parts = plan.own(name, None)[0].parts
+        parts = plan.own(name, None)[0].load()
         facts[name] = {
             "title": TASKS[name].title,
             "metrics": list(TASKS[name].metrics),

@@ -118,7 +118,7 @@ class Pictures(Classification):
 
     def build(self, setup: Setup, values: Values, seed: int) -> Built:
         """Rate, momentum and weight decay of SGD are tuned."""
-        model = ResNet18(3, 10, **setup.model, seed=seed)  # type: ignore[arg-type]
+        model = ResNet18(3, 10, **setup.model, seed=seed)
         opt = torch.optim.SGD(
             model.parameters(), lr=values["lr"], momentum=values["momentum"], weight_decay=values["weight_decay"]
         )
@@ -163,7 +163,7 @@ class Loads(Task):
 
     def load(self, setup: Setup, seed: int) -> Parts:
         """Windows of each series, split by time."""
-        sizes = {key: int(setup.model[key]) for key in ("length", "horizon", "stride")}
+        sizes = {key: setup.model[key] for key in ("length", "horizon", "stride")}
         splits = ["ETTh1"] if setup.data == "ett" else None
         parts = forecast_splits(load_series(setup.data, splits), **sizes)
         limits = (setup.train, setup.val, setup.test)
@@ -172,7 +172,7 @@ class Loads(Task):
     def build(self, setup: Setup, values: Values, seed: int) -> Built:
         """The rate of Adam is tuned; the effect of dropout shows too late for a short window (see `metafast.tune`)."""
         model = LSTMForecaster(
-            int(setup.model["horizon"]), hidden=int(setup.model["hidden"]), dropout=values["dropout"], seed=seed
+            setup.model["horizon"], hidden=setup.model["hidden"], dropout=values["dropout"], seed=seed
         )
         return Built(model, torch.optim.Adam(model.parameters(), lr=values["lr"]), ["lr"])
 
@@ -214,7 +214,7 @@ def _thinned(part: Part, most: int | None) -> Part:
 
 
 def _bert(setup: Setup, seed: int) -> BertClassifier:
-    return BertClassifier(2, **setup.model, seed=seed)  # type: ignore[arg-type]
+    return BertClassifier(2, **setup.model, seed=seed)
 
 
 def _warm(warmup: int, step: int) -> float:

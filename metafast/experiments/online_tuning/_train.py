@@ -60,11 +60,10 @@ class Training:
     @property
     def steps(self) -> int:
         """Training steps."""
-        return self.setup.epochs * -(-len(self.parts.train.targets) // self.setup.batch_size)
+        return self.setup.epochs * -(-len(self.load().train.targets) // self.setup.batch_size)
 
-    @property
-    def parts(self) -> Parts:
-        """Its data."""
+    def load(self) -> Parts:
+        """Its data, read once in a process."""
         key = (self.experiment, repr(self.setup), self.data_seed, self.device)
         if key not in _parts:
             found = TASKS[self.experiment].load(self.setup, self.data_seed)
@@ -95,7 +94,7 @@ def train(training: Training, root: Path, progress: Callable[[int], None], stop:
     if (folder / "run.jsonl").exists() and Run.open(folder).status == "finished":
         progress(training.steps)
         return
-    task, setup, parts = TASKS[training.experiment], training.setup, training.parts
+    task, setup, parts = TASKS[training.experiment], training.setup, training.load()
     seed_all(training.seed)
     built = task.build(setup, dict(training.values), training.seed)
     built.model.to(training.device)
