@@ -29,8 +29,9 @@ class Implicit(Method):
     times \(1 / (1 - m)\) terms. "cg" solves \((H + \text{damping} \cdot I) x = \nabla V\) by conjugate gradients, which
     assumes that training has converged to a minimum; the optimizer's options do not move that.
 
-    Products with the Hessian and the mixed derivatives are exact, or central differences of two gradients: on a CPU,
-    where second derivatives of convolutions and normalizations are slow, two to three times faster.
+    Products with the Hessian and the mixed derivatives are exact, or central differences of two gradients. These are
+    cheaper where second derivatives are slow, as those of convolutions and batch norm on a CPU, and dearer for a
+    perceptron.
 
     Args:
         terms: terms after the zeroth one of the series, or steps of conjugate gradients; each is one Hessian-vector
