@@ -31,6 +31,7 @@ class FusedBase(torch.optim.Optimizer):
         self._bucketed: dict[int, set[int]] = {}  # ids of the parameters in them
         self._members: dict[int, list[Tensor]] = {}  # the parameters that a group had at the last step
         self._global_rate: Tensor | None = None
+        self._factors: Tensor | None = None
         self._history = RateHistory()
         self._steps = 0
         self._kernels: dict[tuple[str, str, str | None], ops.Kernel] = {}

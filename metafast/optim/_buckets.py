@@ -95,6 +95,7 @@ class Bucket:
         self.ones = torch.ones(1, dtype=torch.float64, device=self.device)  # the rate that a scale multiplies
         self.rate: Tensor | None = None  # learned rates of the slots, or the one they share
         self.segments: Tensor | None = None
+        self.places: Tensor | None = None  # int64 `[slots]`, where each parameter stands among all of the optimizer
         self.starting = False  # before the first step of a new learned rate
         self._subsets: dict[tuple[int, ...], tuple[Layout, Tensor]] = {}
         # An owner in C++ for each parameter: a tensor that only Python owns takes and drops the GIL in every call.

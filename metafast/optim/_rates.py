@@ -115,10 +115,44 @@ class LearnedRates(FusedBase):
         base = 1.0 if group["hypergrad"] is None else group["_base_lr"]
         if group["hypergrad"] == "global":
             base = self._global_base()
+        rates = bucket.ones if learned is None else learned
+        if self._factors is not None:
+            rates = rates * self._factors.to(bucket.device)[self._places(bucket)]
         if not isinstance(lr, Tensor):
-            return (bucket.ones if learned is None else learned), float(lr) / base
-        factor = lr.to(bucket.device, torch.float64).reshape(1)
-        return (factor if learned is None else learned * factor), 1.0 / base
+            return rates, float(lr) / base
+        return rates * lr.to(bucket.device, torch.float64).reshape(1), 1.0 / base
+
+    def scale_rates(self, factors: Tensor | None) -> None:
+        """Multiplies the rate of every parameter by a factor of its own, from the next step on.
+
+        This is what `metafast.schedule` steers by: the factors may lie on the device, nothing waits for them, and the
+        groups' `lr`, schedulers and checkpoints do not see them.
+
+        Args:
+            factors: float64 `[parameters]` in the order of the parameter groups, or None: no factors.
+
+        Raises:
+            TypeError: no tensor.
+            ValueError: another number of factors.
+
+        Example:
+            >>> opt = metafast.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            >>> opt.scale_rates(torch.tensor([0.5], dtype=torch.float64))
+        """
+        if factors is not None:
+            if not isinstance(factors, Tensor):
+                raise TypeError(f"factors must be a tensor or None, got {type(factors).__name__}")
+            count = sum(len(group["params"]) for group in self.param_groups)
+            if factors.shape != (count,):
+                raise ValueError(f"factors must have one element per parameter, [{count}], got {list(factors.shape)}")
+            factors = factors.detach().double()
+        self._factors = factors
+
+    def _places(self, bucket: Bucket) -> Tensor:
+        if bucket.places is None:
+            order = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            bucket.places = torch.tensor([order[id(p)] for p in bucket.params], device=bucket.device)
+        return bucket.places
 
     def _rates(self) -> list[float | Tensor]:
         rates: list[float | Tensor] = []
