@@ -3,12 +3,13 @@
 Each takes `seed=`: the initial weights then depend on it alone, and the global generator is left as it was.
 """
 
-from metafast.models._bert import BertClassifier
+from metafast.models._encoders import BertClassifier, RobertaClassifier
 from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
 from metafast.models._resnet import ResNet18
 from metafast.models._series import LSTMForecaster
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
-from metafast.models._text import SentenceCNN, TextCNN, TextMLP
+from metafast.models._text import RNNClassifier, SentenceCNN, TextCNN, TextMLP
+from metafast.models._vit import ViT
 
 __all__ = [
     "MLP",
@@ -18,11 +19,14 @@ __all__ = [
     "LSTMForecaster",
     "LogisticRegression",
     "OmniglotFC",
+    "RNNClassifier",
     "ResNet12",
     "ResNet18",
+    "RobertaClassifier",
     "SentenceCNN",
     "SinusoidMLP",
     "SmallCNN",
     "TextCNN",
     "TextMLP",
+    "ViT",
 ]

@@ -1,4 +1,4 @@
-"""Small text encoders for few-shot classification, on rows of token numbers or on word vectors."""
+"""Small text classifiers, on rows of token numbers or on word vectors."""
 
 from __future__ import annotations
 
@@ -155,4 +155,69 @@ class TextCNN(nn.Module):
         words = self.embedding(tokens).transpose(1, 2)  # [N, dim, length]
         found = torch.relu(self.convolution(words)) * (tokens != 0).unsqueeze(1)
         logits: Tensor = self.classifier(found.amax(2))
+        return logits
+
+
+class RNNClassifier(nn.Module):
+    """Embeddings, an LSTM or GRU, the mean of its states or the last one, then the classes; padding does not count.
+
+    Args:
+        buckets: rows of the embedding; row 0 is padding, which stands at the end of a text.
+        classes: number of classes.
+        kind: "lstm" or "gru".
+        dim: width of the embedding.
+        hidden: units of each layer.
+        layers: of the LSTM or GRU.
+        pool: "mean" over the words' states, or "last", the state of the last word.
+        seed: of the initial weights; None draws from the global generator.
+
+    Raises:
+        TypeError: a size that is no integer.
+        ValueError: a size below 1, an unknown kind or pool.
+
+    Example:
+        >>> RNNClassifier(100, 5, kind="gru", seed=0)(torch.tensor([[5, 7, 0], [9, 0, 0]])).shape
+        torch.Size([2, 5])
+
+    Source:
+        S. Hochreiter, J. Schmidhuber, Long Short-Term Memory, Neural Computation 1997; K. Cho et al., Learning Phrase
+        Representations using RNN Encoder-Decoder, EMNLP 2014.
+    """
+
+    def __init__(
+        self,
+        buckets: int,
+        classes: int,
+        *,
+        kind: str = "lstm",
+        dim: int = 64,
+        hidden: int = 64,
+        layers: int = 1,
+        pool: str = "mean",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        buckets, classes, dim = _sizes(buckets=buckets, classes=classes, dim=dim)
+        hidden, layers = _sizes(hidden=hidden, layers=layers)
+        if kind not in ("lstm", "gru"):
+            raise ValueError(f"kind must be 'lstm' or 'gru', got {kind!r}")
+        if pool not in ("mean", "last"):
+            raise ValueError(f"pool must be 'mean' or 'last', got {pool!r}")
+        self.pool = pool
+        with _seeded(seed):
+            self.embedding = nn.Embedding(buckets, dim, padding_idx=0)
+            cell = nn.LSTM if kind == "lstm" else nn.GRU
+            self.recurrent = cell(dim, hidden, layers, batch_first=True)
+            self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits `[N, classes]` of token numbers `[N, length]`, 0 for padding."""
+        states, _ = self.recurrent(self.embedding(tokens))  # [N, length, hidden]; padding comes after the words
+        words = tokens != 0
+        counts = words.sum(1, keepdim=True).clamp(min=1)
+        if self.pool == "mean":
+            text = (states * words.unsqueeze(2)).sum(1) / counts
+        else:
+            text = states[torch.arange(len(states), device=states.device), counts.squeeze(1) - 1]
+        logits: Tensor = self.classifier(text)
         return logits
