@@ -1,11 +1,14 @@
 """What a run reached and how fast; for anything bigger, torchmetrics (`pip install 'metafast[metrics]'`)."""
 
-from metafast.metrics._episodes import Interval, episode_accuracy, macro_f1, mean_interval
+from metafast.metrics._classes import ClassScores, class_scores, macro_f1
+from metafast.metrics._episodes import Interval, episode_accuracy, mean_interval
 from metafast.metrics._simple import accuracy, steps_to_threshold
 
 __all__ = [
+    "ClassScores",
     "Interval",
     "accuracy",
+    "class_scores",
     "episode_accuracy",
     "macro_f1",
     "mean_interval",

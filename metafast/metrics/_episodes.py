@@ -1,4 +1,4 @@
-"""Means over test episodes with their confidence intervals, and the F1 score."""
+"""Means over test episodes with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -95,39 +95,6 @@ def episode_accuracy(
     right = (logits.argmax(2) == labels) & ~logits.isnan().any(2)
     counted = torch.ones_like(right) if mask is None else mask
     return (right & counted).sum(1) / counted.sum(1)
-
-
-def macro_f1(logits: Tensor, labels: Tensor) -> float:
-    """The mean over classes of F1, `2 TP / (2 TP + FP + FN)`; classes neither present nor predicted are left out.
-
-    Args:
-        logits: `[N, classes]` scores.
-        labels: `[N]` class numbers.
-
-    Returns:
-        0 to 1. Scores that are NaN count as wrong.
-
-    Raises:
-        ValueError: shapes that do not fit, no samples, or labels without a logit.
-
-    Example:
-        >>> macro_f1(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), torch.tensor([0, 1, 1]))
-        0.6666666666666666
-    """
-    if logits.dim() != 2 or labels.dim() != 1 or len(logits) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"logits must be [N, classes] and labels [N] with N of at least 1, "
-            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    classes = logits.shape[1]
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
-    valid = ~logits.isnan().any(1)
-    predicted = logits.argmax(1)
-    hits = torch.bincount(labels[valid & (predicted == labels)], minlength=classes).double()
-    present = torch.bincount(labels, minlength=classes) + torch.bincount(predicted[valid], minlength=classes)
-    known = present > 0
-    return float((2 * hits[known] / present[known]).mean())
 
 
 def _t95(freedom: int) -> float:

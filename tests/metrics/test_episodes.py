@@ -1,14 +1,12 @@
-"""Means with intervals, accuracy per task, macro F1."""
+"""Means with intervals, accuracy per task."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from metafast.metrics import episode_accuracy, macro_f1, mean_interval
+from metafast.metrics import episode_accuracy, mean_interval
 
 NAN = float("nan")
 
@@ -45,21 +43,6 @@ def test_episode_accuracy_counts_neither_padding_nor_missing_classes():
     assert episode_accuracy(logits, labels, torch.zeros_like(mask)).isnan().all()
 
 
-@given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 3))
-def test_macro_f1_is_that_of_scikit_learn(n, classes, seed):
-    sklearn = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(n, classes, generator=generator)
-    labels = torch.randint(0, classes, (n,), generator=generator)
-    want = sklearn.f1_score(labels.numpy(), logits.argmax(1).numpy(), average="macro", zero_division=0.0)
-    assert macro_f1(logits, labels) == pytest.approx(want)
-
-
-def test_macro_f1_counts_nan_as_wrong():
-    assert macro_f1(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])) == 1.0
-    assert macro_f1(torch.tensor([[1.0, 0.0], [0.0, NAN]]), torch.tensor([0, 1])) == 0.5
-
-
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -75,8 +58,6 @@ def test_macro_f1_counts_nan_as_wrong():
             lambda: episode_accuracy(torch.zeros(2, 3, 4), torch.zeros(2, 3), classes=torch.ones(3)),
             r"classes must be \[2\], got \[3\]",
         ),
-        (lambda: macro_f1(torch.zeros(2, 3), torch.zeros(3)), r"got \(2, 3\) and \(3,\)"),
-        (lambda: macro_f1(torch.zeros(2, 3), torch.tensor([0, 3])), "labels must be from 0 to 2, got 0 to 3"),
     ],
 )
 def test_wrong_arguments(call, text):
