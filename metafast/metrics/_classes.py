@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over classes; what is right and wrong of each class is counted by torchmetrics if present."""
+"""Precision, recall and F1 over classes; right and wrong ones of each class are counted by torchmetrics if present."""
 
 from __future__ import annotations
 

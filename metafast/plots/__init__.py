@@ -1,11 +1,12 @@
-"""Plots of runs: loss, learning rates, how far a result depends on the starting rate, meta-learning, and
-tuning.
+"""Plots of runs: loss, learning rates, rates of layers, how far a result depends on the starting rate,
+meta-learning, and tuning.
 
 Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
 Needs matplotlib: `pip install 'metafast[plots]'`.
 """
 
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
+from metafast.plots._heat import rate_heatmap
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._style import save, style
 from metafast.plots._tune import CostPanel, hyperparameter_trajectories, metric_by_cost, population_schedules
@@ -20,6 +21,7 @@ __all__ = [
     "meta_learning_curves",
     "metric_by_cost",
     "population_schedules",
+    "rate_heatmap",
     "save",
     "style",
 ]

@@ -66,7 +66,7 @@ def test_ctrl_c_says_how_to_go_on(tiny, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metafast.experiments.online_tuning._run.run_all", interrupt)
+    monkeypatch.setattr("metafast.experiments._running.run_all", interrupt)
     result = call("--only", "bert", "--seed", 3, "--output", tmp_path / "out")
     assert result.exit_code == 130
     go_on = "go on with: metafast run online-tuning --recipe smoke --only bert --seed 3 --output"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from metafast import plots
-from metafast._page import facts_table, page, picture, write_text
+from metafast._page import picture
+from metafast.experiments._report import aims, note, origin, results_table, write_report
 from metafast.experiments.online_tuning._plan import METHODS
 from metafast.experiments.online_tuning._recipes import FEEDBACK
 from metafast.experiments.online_tuning._train import Training, tuned_of
@@ -94,10 +94,8 @@ def write(
             files += written
             pictures.append(picture(written[1], caption))
         parts.append(_section(results, name, pictures))
-    json_file, report = output / "results.json", output / "report.html"
-    write_text(json_file, json.dumps(results, indent=1) + "\n")
-    write_text(report, _html(results, overview, parts, command))
-    return [report, json_file, *files]
+    body = _body(results, overview, parts, command)
+    return [*write_report(results, "metafast run online-tuning", body, output), *files]
 
 
 def _figures(title: str, output: Path, first: Mapping[str | None, Training]) -> list[tuple[str, Any, str]]:
@@ -141,58 +139,44 @@ def _section(results: Results, name: str, pictures: list[str]) -> str:
     setup = results["settings"]["setups"][name]
     examples = facts["examples"]
     static = ", ".join(f"{key} {value:g}" for key, value in setup["static"].items())
-    lines = []
+    rows = []
     for each in _of(results, name):
-        cells = "".join(
-            f"<td>{_number(metric, each['mean'][metric])}</td>"
-            f"<td>{_number(metric, each['low'][metric])} – {_number(metric, each['high'][metric])}</td>"
-            for metric in facts["metrics"]
-        )
+        cells = []
+        for metric in facts["metrics"]:
+            mean, low, high = (_number(metric, each[key][metric]) for key in ("mean", "low", "high"))
+            cells += [mean, f"{low} – {high}"]
         values = ", ".join(f"{key} {value:g}" for key, value in each["values"].items())
         start = "from " if each["method"] in FEEDBACK else ""
-        lines.append(
-            f"<tr><th>{html.escape(METHODS[each['method']])}</th>{cells}<td>{each['cost']:.2f}</td>"
-            f"<td>{each['seconds']:.0f}</td><td>{each['trials'] or ''}</td><td>{start}{html.escape(values)}</td></tr>"
-        )
+        cells += [f"{each['cost']:.2f}", f"{each['seconds']:.0f}", str(each["trials"] or ""), start + values]
+        rows.append((METHODS[each["method"]], cells))
     if facts["reference"]:
-        cells = "".join(
-            f"<td>{_number(metric, facts['reference'][metric])}</td><td></td>" for metric in facts["metrics"]
-        )
-        lines.append(f"<tr><th>seasonal naive forecast</th>{cells}<td>0</td><td>0</td><td></td><td></td></tr>")
-    heads = "".join(f"<th>{html.escape(NAMES[metric])}</th><th>range</th>" for metric in facts["metrics"])
+        cells = [cell for metric in facts["metrics"] for cell in (_number(metric, facts["reference"][metric]), "")]
+        rows.append(("seasonal naive forecast", [*cells, "0", "0", "", ""]))
+    heads = ["method", *(head for metric in facts["metrics"] for head in (NAMES[metric], "range"))]
+    made = results_table(
+        f"Test data: mean and range over {results['seeds']} seeds. Cost: examples whose gradient was computed, in "
+        "static trainings, with all trials of a search; CPU seconds likewise. A search chooses by validation data with "
+        "one seed; its choice is then trained with all.",
+        [*heads, "cost", "CPU s", "trials", "hyperparameters"],
+        rows,
+    )
     return (
         f"<h2>{html.escape(facts['title'])}</h2>"
         f"<p>Data set <code>{html.escape(setup['data'])}</code>: {examples['train']:,} examples to learn from, "
         f"{examples['val']:,} to tune and choose on, {examples['test']:,} to test on, once per training. "
         f"{setup['epochs']} epochs of batches of {setup['batch_size']}; static: {html.escape(static)}; model: "
         f"{html.escape(', '.join(f'{key} {value}' for key, value in setup['model'].items()))}.</p>"
-        f'<div class="wide"><table class="results"><caption>Test data: mean and range over {results["seeds"]} seeds. '
-        "Cost: examples whose gradient was computed, in static trainings, with all trials of a search; CPU seconds "
-        "likewise. A search chooses by validation data with one seed; its choice is then trained with all.</caption>"
-        f"<thead><tr><th>method</th>{heads}<th>cost</th><th>CPU s</th><th>trials</th>"
-        "<th>hyperparameters</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>{''.join(pictures)}"
+        f"{made}{''.join(pictures)}"
     )
 
 
-def _html(results: Results, overview: str, parts: list[str], command: str) -> str:
-    lines = "".join(
-        f'<li class="{"good" if each["reached"] else ""}">{html.escape(each["line"])}</li>'
-        for each in results["verdicts"]
-    )
-    return page(
-        "metafast run online-tuning",
-        f"""<h1>Hyperparameters tuned while training, against static ones and searches</h1>
-<p class="note">Recipe <code>{html.escape(results["recipe"])}</code>: {html.escape(results["about"])}</p>
+def _body(results: Results, overview: str, parts: list[str], command: str) -> str:
+    return f"""<h1>Hyperparameters tuned while training, against static ones and searches</h1>
+{note(results)}
 <p>Each model is trained with published hyperparameters that stay; with the same as a start and
 <code>metafast.tune.OnlineTuner</code> moving them by the gradient of the validation loss; and with what a random search
 and a grid choose. The tuner's own settings were chosen on validation data.</p>
-<h2>Aims</h2>
-<ul>{lines}</ul>
+{aims(results["verdicts"])}
 {overview}
 {"".join(parts)}
-<h2>How it was made</h2>
-<p>To repeat or to complete it: <code>{html.escape(command)}</code>. Every training is a run record in
-<code>runs</code>. Seed {results["seed"]}, {results["seeds"]} seeds.</p>
-{facts_table(results["versions"])}""",
-    )
+{origin(results, command)}"""

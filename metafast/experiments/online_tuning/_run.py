@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from metafast._page import write_text
-from metafast._trainings import run_all
+from metafast.experiments._running import Begin, check_settings, run_stages
 from metafast.experiments.online_tuning._plan import METHODS, Plan, Row
 from metafast.experiments.online_tuning._tasks import TASKS
 from metafast.experiments.online_tuning._train import Training, row_of, train
 from metafast.experiments.online_tuning._verdicts import Summary, summaries, verdicts
-from metafast.runs import Run, versions
-
-SETTINGS = "settings.json"
-
-
-class OtherSettingsError(ValueError):
-    """The folder holds an experiment with other settings."""
+from metafast.runs import versions
 
 
 def check_folder(plan: Plan, output: Path) -> None:
@@ -29,23 +20,10 @@ def check_folder(plan: Plan, output: Path) -> None:
     Raises:
         OtherSettingsError: another recipe, seed or device.
     """
-    mine = json.loads(json.dumps({"recipe": asdict(plan.recipe), "seed": plan.seed, "device": plan.device}))
-    file = output / SETTINGS
-    if not file.exists():
-        write_text(file, json.dumps(mine, indent=1) + "\n")
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    wrong = [key for key in mine if before.get(key) != mine[key]]
-    if wrong:
-        told = [f"{key} {_short(before.get(key))}, not {_short(mine[key])}" for key in wrong]
-        raise OtherSettingsError(
-            f"{output} holds an experiment with {', '.join(told)}; give the same options or another folder"
-        )
+    check_settings({"recipe": asdict(plan.recipe), "seed": plan.seed, "device": plan.device}, output)
 
 
-def run(
-    plan: Plan, output: Path, jobs: int, begin: Callable[[list[Training]], Callable[[Training, int], None]]
-) -> dict[str, Row]:
+def run(plan: Plan, output: Path, jobs: int, begin: Begin[Training]) -> dict[str, Row]:
     """Does what is missing, and returns the row of every training by its name.
 
     Args:
@@ -57,14 +35,7 @@ def run(
     Raises:
         KeyboardInterrupt: it was interrupted; the next call goes on.
     """
-    root = output / "runs"
-    root.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Row] = {}
-    for stage in (1, 2):
-        trainings = plan.first() if stage == 1 else plan.second(done)
-        run_all(trainings, train, root, jobs, begin(trainings))
-        done |= {training.name: row_of(Run.open(root / training.name)) for training in trainings}
-    return done
+    return run_stages([lambda done: plan.first(), plan.second], train, row_of, output, jobs, begin)
 
 
 def results(plan: Plan, done: dict[str, Row]) -> dict[str, Any]:
@@ -110,7 +81,3 @@ def _static(found: list[Summary], name: str) -> Summary:
 
 def _tests(row: Row) -> Row:
     return {key: value for key, value in row.items() if key.startswith("test_")}
-
-
-def _short(value: Any) -> str:
-    return repr(value["name"]) + " (as it was then)" if isinstance(value, dict) else repr(value)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metafast.data import forecast_splits, labels_of, load, load_series, seasonal_naive, split_validation
-from metafast.data._pictures import pictures
+from metafast.data import forecast_splits, load_series, seasonal_naive
+from metafast.experiments._data import Sizes, picture_splits, text_rows
 from metafast.experiments.online_tuning._recipes import Setup, Values
 from metafast.metrics import accuracy, macro_f1
 from metafast.models import BertClassifier, LSTMForecaster, ResNet18
@@ -107,14 +107,7 @@ class Pictures(Classification):
 
     def load(self, setup: Setup, seed: int) -> Parts:
         """Pictures, each channel scaled to mean 0 and variance 1 over the training part."""
-        train, test = load(setup.data, "train"), load(setup.data, "test")
-        rows = _chosen(labels_of(train), labels_of(test), setup, seed)
-        column = "img" if "img" in train.column_names else "image"
-        raw = [torch.from_numpy(pictures(table, column)) for table in (train, train, test)]
-        parts = [Part(x[at].float() / 255, y[at]) for x, (y, at) in zip(raw, rows, strict=True)]
-        mean = parts[0].inputs.mean((0, 2, 3), keepdim=True)
-        spread = parts[0].inputs.std((0, 2, 3), keepdim=True)
-        return Parts(*(Part((part.inputs - mean) / spread, part.targets) for part in parts))
+        return Parts(*(Part(*part) for part in picture_splits(setup.data, _sizes(setup), seed)))
 
     def build(self, setup: Setup, values: Values, seed: int) -> Built:
         """Rate, momentum and weight decay of SGD are tuned."""
@@ -139,11 +132,8 @@ class Texts(Classification):
 
     def load(self, setup: Setup, seed: int) -> Parts:
         """Texts as token numbers of the model's own tokenizer."""
-        train, test = load(setup.data, "train"), load(setup.data, "test")
-        rows = _chosen(labels_of(train), labels_of(test), setup, seed)
         encoder = _bert(setup, 0)
-        texts = [table["text"][:] for table in (train, train, test)]
-        return Parts(*(Part(encoder.encode([x[i] for i in at]), y[at]) for x, (y, at) in zip(texts, rows, strict=True)))
+        return Parts(*(Part(encoder.encode(x), y) for x, y in text_rows(setup.data, _sizes(setup), seed)))
 
     def build(self, setup: Setup, values: Values, seed: int) -> Built:
         """Rate (below the warm-up's multiplier) and weight decay of AdamW are tuned."""
@@ -193,16 +183,8 @@ class Loads(Task):
 TASKS: dict[str, Task] = {"resnet18": Pictures(), "bert": Texts(), "lstm": Loads()}
 
 
-def _chosen(labels: Tensor, test: Tensor, setup: Setup, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Labels and the rows of each part, of which validation is cut from the training split; classes in proportion."""
-    share = 0.1 if setup.val is None else setup.val / len(labels)
-    train, val = split_validation(labels, share, seed)
-    if setup.train is not None and setup.train < len(train):
-        train = train[split_validation(labels[train], setup.train / len(train), seed)[1]]
-    rows = torch.arange(len(test))
-    if setup.test is not None and setup.test < len(test):
-        rows = split_validation(test, setup.test / len(test), seed)[1]
-    return [(labels, train), (labels, val), (test, rows)]
+def _sizes(setup: Setup) -> Sizes:
+    return Sizes(setup.train, setup.val, setup.test)
 
 
 def _thinned(part: Part, most: int | None) -> Part:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metafast._trainings import StoppedError
 from metafast.data import Batches
+from metafast.experiments._running import is_finished, open_record
 from metafast.experiments.online_tuning._recipes import Setup, Tuning, Values
 from metafast.experiments.online_tuning._tasks import TASKS, Built, Part, Parts, Task
 from metafast.runs import Run, seed_all
@@ -91,7 +92,7 @@ def train(training: Training, root: Path, progress: Callable[[int], None], stop:
         StoppedError: `stop()` was true; the state is saved.
     """
     folder = root / training.name
-    if (folder / "run.jsonl").exists() and Run.open(folder).status == "finished":
+    if is_finished(folder):
         progress(training.steps)
         return
     task, setup, parts = TASKS[training.experiment], training.setup, training.load()
@@ -109,16 +110,12 @@ def train(training: Training, root: Path, progress: Callable[[int], None], stop:
         )
 
     start, loss_sum = 0, 0.0
-    if folder.exists():
-        run = Run.resume(folder)
-        back = run.restore(built.model, built.optimizer, **stateful)
-        if back is not None:
-            start, loss_sum = back.step, back.extras["loss_sum"]
-            cost.gradients, cost.seconds = back.extras["gradients"], back.extras["seconds"]
-    else:
-        run = Run.create(
-            root, name=training.name, config=asdict(training), seed=training.seed, tags=["online-tuning"], keep=1
-        )
+    run, back = open_record(
+        folder, asdict(training), training.seed, "online-tuning", built.model, built.optimizer, **stateful
+    )
+    if back is not None:
+        start, loss_sum = back.step, back.extras["loss_sum"]
+        cost.gradients, cost.seconds = back.extras["gradients"], back.extras["seconds"]
     steps, epoch = training.steps, len(batches)
     with run:
         progress(start)
