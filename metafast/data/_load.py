@@ -21,9 +21,11 @@ HUB_NAMES = {
     "clinc_oos": "clinc/clinc_oos",
     "electricity": "autogluon/chronos_datasets:monash_electricity_hourly",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "few_nerd": "DFKI-SLT/few-nerd:supervised",
     "imdb": "stanfordnlp/imdb",
     "mnist": "ylecun/mnist",
     "squad_v2": "rajpurkar/squad_v2",
+    "yelp": "Yelp/yelp_review_full",
 }
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
