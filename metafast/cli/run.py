@@ -56,6 +56,38 @@ def online_tuning(
     more seeds, or with another experiment.
     """
     from metafast.cli import _run_tuning
+    from metafast.cli._run_experiment import Options
 
-    names = [each.value for each in only] if only else []
-    _run_tuning.run(recipe.value, names, seed, seeds, output, workers, device)
+    names = tuple(each.value for each in only or ())
+    _run_tuning.run(Options("online-tuning", recipe.value, names, seed, seeds, output, workers, device))
+
+
+@app.command("lr-adaptation")
+def lr_adaptation(
+    recipe: Annotated[
+        Recipe,
+        typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
+    ] = Recipe.smoke,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PAIR", help="One pair, such as mnist/vit; may be repeated. Default: all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; also of splits and the grid.")] = 0,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per method. Default: the recipe's.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
+        "metafast-lr-adaptation"
+    ),
+    workers: Annotated[int, typer.Option(min=0, help="Trainings side by side; 0: one per CPU core.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Set the learning rate by a meta-learner; compare with fixed rates, schedules and adaptive optimizers.
+
+    ResNet-18, ViT, LSTM, GRU, BERT and RoBERTa on pictures, texts, relations and tags that the controller has not
+    learned from, and starting rates from 1e-6 to 1. Writes run records, results.json, plots and one self-contained
+    HTML report. Called again with the same options it does what is missing: after an interruption, with more seeds, or
+    with another pair.
+    """
+    from metafast.cli import _run_rates
+    from metafast.cli._run_experiment import Options
+
+    _run_rates.run(Options("lr-adaptation", recipe.value, tuple(only or ()), seed, seeds, output, workers, device))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from metafast.experiments._running import Row
 from metafast.experiments.lr_adaptation._methods import METHODS, own_rate
-from metafast.experiments.lr_adaptation._recipes import RATE, RATES, SWEEP, Recipe, Setup
+from metafast.experiments.lr_adaptation._recipes import RATES, SWEEP, Recipe, Setup
 from metafast.experiments.lr_adaptation._train import Training
 
 SWEPT = ("fixed", "controller")
@@ -26,6 +26,7 @@ class Plan:
         seeds: trainings of each method.
         device: "cpu" or "cuda".
         missing: methods that cannot be run here, and why.
+        left_out: pairs of the recipe that cannot be, and why.
     """
 
     recipe: Recipe
@@ -34,6 +35,7 @@ class Plan:
     seeds: int = 3
     device: str = "cpu"
     missing: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def compared(self) -> list[str]:
@@ -130,11 +132,6 @@ class Plan:
 
     def _seeded(self, name: str, method: str, rate: float | None = None) -> list[Training]:
         return [self.training(name, method, rate, seed) for seed in range(self.seeds)]
-
-
-def usual(rate: float) -> bool:
-    """Whether it is the rate that nobody has chosen."""
-    return math.isclose(rate, RATE)
 
 
 def _once(trainings: list[Training]) -> list[Training]:

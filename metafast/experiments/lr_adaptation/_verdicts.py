@@ -120,7 +120,7 @@ def summaries(rows: Sequence[Row], examples: Mapping[str, int], batch_size: Mapp
             if not mine:
                 continue
             found = {name: mean_interval([100 * row[f"test_{name}"] for row in mine]) for name in MEASURES}
-            steps = [steps_to_threshold(*zip(*row["looks"], strict=True), level) for row in mine]
+            steps = [_to_threshold(row, level) for row in mine]
             reached = [step for step in steps if step is not None]
             epochs = _mean(reached) * batch_size[pair] / examples[pair] if len(reached) == len(steps) else None
             made.append(
@@ -260,6 +260,11 @@ def _judged(reached: int, judged: int, total: int, needed: int) -> bool | None:
     if reached >= needed:
         return True
     return False if reached + total - judged < needed else None
+
+
+def _to_threshold(row: Row, level: float) -> int | None:
+    steps, values = zip(*row["looks"], strict=True)
+    return steps_to_threshold(steps, values, level)
 
 
 def _told(steps: float) -> str:
