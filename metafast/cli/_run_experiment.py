@@ -107,8 +107,8 @@ class Session:
         options, console, say = self.options, self.console, self.say
         jobs = min(options.workers or cores(), MOST_JOBS)
         say(
-            f"metafast run {options.command}: {options.recipe}, {', '.join(experiment.names)}, {experiment.seeds} seeds, "
-            f"{jobs} side by side"
+            f"metafast run {options.command}: {options.recipe}, {', '.join(experiment.names)}, "
+            f"{experiment.seeds} seeds, {jobs} side by side"
         )
         say(experiment.about)
         columns = (

@@ -33,7 +33,11 @@ def run(options: Options) -> None:
     seeds = options.seeds or chosen.seeds
     wanted = [name for name in chosen.setups if not options.only or name in options.only]
     make = functools.partial(rates.Plan, chosen, seed=options.seed, seeds=seeds, device=options.device)
-    session.prepare(functools.partial(rates.check_folder, make(names=tuple(wanted))))
+    try:
+        session.prepare(functools.partial(rates.check_folder, make(names=tuple(wanted))))
+    except (ImportError, OSError, ValueError) as error:
+        typer.echo(f"The shipped controller cannot be loaded: {error}", err=True)
+        raise typer.Exit(1) from None
     left_out: dict[str, str] = {}
     for name in wanted:
         with session.console.status(f"Reading the data of {name}"):

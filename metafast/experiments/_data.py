@@ -45,9 +45,11 @@ def choose_rows(labels: Tensor, test: Tensor, sizes: Sizes, seed: int) -> Rows:
 
 
 def some(labels: Tensor, most: int | None, seed: int) -> Tensor:
-    """At most so many rows, with classes in proportion."""
+    """At most so many rows, with classes in proportion where each has at least two."""
     if most is None or most >= len(labels):
         return torch.arange(len(labels))
+    if labels.unique(return_counts=True)[1].min() < 2:
+        return torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     return split_validation(labels, most / len(labels), seed)[1]
 
 

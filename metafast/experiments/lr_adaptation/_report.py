@@ -189,14 +189,15 @@ def _section(results: Results, name: str, pictures: list[str]) -> str:
         "are those of a training's steps, overhead that of a step against Adam at 0.001; before: of all trials of the "
         "grid, or of the adaptation."
         if "threshold" in facts
-        else "Test accuracy in % by starting rate, mean over the seeds; within a point of the best fixed rate, which is "
-        "chosen by validation data."
+        else "Test accuracy in % by starting rate, mean over the seeds; within a point of the best fixed rate, which "
+        "is chosen by validation data."
     )
     return (
         f"<h2>{html.escape(facts['title'])}</h2>"
         f"<p>Data set <code>{html.escape(setup['data'])}</code> ({html.escape(facts['seen'])}): {examples['train']:,} "
-        f"examples to learn from, {examples['val']:,} to choose on, {examples['test']:,} to test on, once per training. "
-        f"{setup['steps']:,} steps with batches of {setup['batch_size']}; model: {html.escape(sizes)}.{told}</p>"
+        f"examples to learn from, {examples['val']:,} to choose on, {examples['test']:,} to test on, once per "
+        f"training. {setup['steps']:,} steps with batches of {setup['batch_size']}; model: {html.escape(sizes)}."
+        f"{told}</p>"
         f"{results_table(caption, heads, rows)}{''.join(pictures)}"
     )
 

@@ -272,7 +272,7 @@ def _told(steps: float) -> str:
 
 
 def _listed(points: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:+.1f}" for name, value in points.items()) + "."
+    return ", ".join(f"{name} {value:+.2f}" for name, value in points.items()) + "."
 
 
 def _of(rows: Sequence[Row], pair: str, method: str) -> list[Row]:
