@@ -70,6 +70,8 @@ table { border-collapse: collapse; font-size: .95rem; }
 .results thead tr:last-child th { font-weight: 500; color: var(--soft); font-size: .88rem; }
 .results td:nth-child(even) { border-left: 1px solid var(--line); }
 .results td:nth-child(odd) { color: var(--soft); }
+.results.even td { color: var(--ink); border-left: 0; white-space: nowrap; }
+li.good { background: var(--good); }
 .results .good { background: var(--good); font-weight: 600; }
 .results tfoot td, .results tfoot th { color: var(--soft); font-weight: 500; border-bottom: 0; }
 .facts th { text-align: left; padding: .2rem 1.5rem .2rem 0; font-weight: 500; color: var(--soft);

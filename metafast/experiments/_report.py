@@ -20,21 +20,25 @@ def aims(verdicts: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>Aims</h2>\n<ul>{lines}</ul>"
 
 
-def results_table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def results_table(
+    caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, pairs: bool = True
+) -> str:
     """A table with a caption.
 
     Args:
         caption: below it.
         heads: names of the columns, the first of the rows' names.
         rows: name and cells of each.
+        pairs: whether each second cell only explains the one before.
     """
     head = "".join(f"<th>{html.escape(each)}</th>" for each in heads)
     body = "".join(
         f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
         for name, cells in rows
     )
+    look = "results" if pairs else "results even"
     return (
-        f'<div class="wide"><table class="results"><caption>{html.escape(caption)}</caption>'
+        f'<div class="wide"><table class="{look}"><caption>{html.escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -58,8 +58,8 @@ class Controller:
     def save(self, file):
         file.write_text(json.dumps({"factor": self.factor}))
 
-    def attach(self, optimizer, interval, per, total_steps):
-        assert self.optimizer is None and interval == 10 and total_steps == SIZES[3]
+    def attach(self, optimizer, interval, per, total_steps, model):
+        assert model.training and self.optimizer is None and interval == 10 and total_steps == SIZES[3]
         self.optimizer, self.steps, self.per = optimizer, 0, per
 
     def step(self, loss):
@@ -70,6 +70,9 @@ class Controller:
         if self.steps % 2 == 0:
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.factor
+
+    def digest(self):
+        return str(self.factor)
 
     def lr(self):
         (group,) = self.optimizer.param_groups

@@ -174,7 +174,9 @@ class Controlled(Driver):
     def __init__(self, start: Start) -> None:
         super().__init__(start)
         self.controller = _controller.load(start.controller or _controller.SHIPPED)
-        self.controller.attach(self.optimizer, interval=_controller.INTERVAL, per=start.per, total_steps=start.steps)
+        self.controller.attach(
+            self.optimizer, interval=_controller.INTERVAL, per=start.per, total_steps=start.steps, model=start.model
+        )
         self.names = [name for name, _ in start.model.named_parameters()] if start.per == "tensor" else None
         self.stateful["controller"] = self.controller
 

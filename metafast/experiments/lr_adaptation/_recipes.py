@@ -140,7 +140,7 @@ REDUCED = Recipe(
     "to 1,500 steps. CoNLL++ stands in for Few-NERD.",
 )
 
-_SMOKE: dict[str, Any] = {"train": 1_000, "val": 200, "test": 400, "steps": 75, "short": 20, "watch": 200}
+_SMOKE: dict[str, Any] = {"train": 1_000, "val": 200, "test": 400, "steps": 100, "short": 50, "watch": 200}
 SMOKE = Recipe(
     name="smoke",
     seeds=2,

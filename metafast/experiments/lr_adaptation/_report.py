@@ -28,17 +28,18 @@ DRAWN = ("fixed", "cosine_tuned", "hypergradient", "schedule_free", "prodigy", "
 STARTS = {"fixed": "fixed rate", "controller": "controller"}
 _HEADS = ["method", "accuracy %", "precision", "recall", "F1", "steps to threshold", "epochs", "CPU s", "overhead %",
           "CPU s before", "from rate", "final rate", "watchdog"]  # fmt: skip
+_SHORT = ("method", "accuracy %", "F1", "steps to threshold", "CPU s", "overhead %")  # what fits into a terminal
 
 
 def table(results: Results, name: str) -> Table:
     """One pair for the terminal."""
     heads, rows = _table_of(results, name)
+    shown = [at for at, head in enumerate(heads) if heads != _HEADS or head in _SHORT]
     made = Table(title=_caption(results, name), title_justify="left")
-    made.add_column(heads[0])
-    for head in heads[1:]:
-        made.add_column(head, justify="right")
+    for at in shown:
+        made.add_column(heads[at], justify="right" if at else "left")
     for label, cells in rows:
-        made.add_row(label, *cells)
+        made.add_row(*([label, *cells][at] for at in shown))
     return made
 
 
@@ -168,6 +169,7 @@ def _overview(results: Results) -> str:
         "Test accuracy in %, mean over the seeds; * the best of its row.",
         ["", *(METHODS[method] for method in methods), "the controller's past"],
         rows,
+        pairs=False,
     )
 
 
@@ -198,7 +200,7 @@ def _section(results: Results, name: str, pictures: list[str]) -> str:
         f"examples to learn from, {examples['val']:,} to choose on, {examples['test']:,} to test on, once per "
         f"training. {setup['steps']:,} steps with batches of {setup['batch_size']}; model: {html.escape(sizes)}."
         f"{told}</p>"
-        f"{results_table(caption, heads, rows)}{''.join(pictures)}"
+        f"{results_table(caption, heads, rows, pairs=False)}{''.join(pictures)}"
     )
 
 

@@ -24,9 +24,10 @@ def check_folder(plan: Plan, output: Path) -> None:
     Raises:
         OtherSettingsError: another recipe, seed, device or controller.
     """
-    record = _controller.load().record
+    controller = _controller.load()
+    made = {"name": _controller.SHIPPED, "digest": controller.digest(), "record": controller.record}
     settings = {"recipe": asdict(plan.recipe), "seed": plan.seed, "device": plan.device}
-    check_settings({**settings, "controller": {"name": _controller.SHIPPED, "record": record}}, output)
+    check_settings({**settings, "controller": made}, output)
 
 
 def run(plan: Plan, output: Path, jobs: int, begin: Begin[Training]) -> dict[str, Row]:
