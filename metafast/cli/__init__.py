@@ -17,6 +17,7 @@ COMMANDS = {
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
     "maml": "Meta-train, test and use few-shot learners: train, eval, adapt, transfer.",
     "run": "Run an experiment: online-tuning.",
+    "schedule": "Train and show controllers of the learning rate: meta-train, show.",
 }
 
 

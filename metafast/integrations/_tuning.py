@@ -1,19 +1,12 @@
-"""What the callbacks for tuning share: a tuner that is made when training begins, and its checkpoints."""
+"""What the callbacks for tuning share: a tuner that is made when training begins."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-from metafast.runs._checkpoint import dumps, replace_file
-from metafast.runs._state import pack, unpack
 from metafast.tune import Forward, OnlineTuner
-
-FILES = ("tuner.json", "tuner.safetensors")
 
 
 class TunerOptions:
@@ -44,24 +37,3 @@ def logged(tuner: OnlineTuner) -> dict[str, float]:
         for name, tuned in tuner.state.items()
         if len(tuned.values) == 1
     }
-
-
-def save_tuner(tuner: OnlineTuner, folder: Path) -> None:
-    """Writes the tuner's state beside a trainer's checkpoint, without pickle; the JSON last."""
-    tree, tensors = pack(tuner.state_dict())
-    replace_file(folder / FILES[1], lambda path: save_file(tensors, path))
-    replace_file(folder / FILES[0], lambda path: path.write_text(dumps(tree), encoding="utf-8"))
-
-
-def load_tuner(tuner: OnlineTuner, folder: Path) -> None:
-    """Takes back what `save_tuner` wrote.
-
-    Raises:
-        ValueError: the checkpoint has no tuner, or that of another training.
-    """
-    if not (folder / FILES[0]).exists():
-        raise ValueError(
-            f"{folder} has no {FILES[0]}: it was saved without this callback; train anew, or resume without"
-        )
-    tree = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
-    tuner.load_state_dict(unpack(tree, load_file(folder / FILES[1])))

@@ -24,12 +24,14 @@ NAMES = (
     "level",  # how much of the first loss is gone
     "noise",  # spread of the losses inside the interval
     "progress",  # share of the training that is done, 0 where its length is not known
+    "left",  # log of the share that is left, 0 where the length is not known
     "open end",  # 1 where the length is not known
     "age",  # log of the number of intervals
     "last change",
 )
 _TYPICAL_UPDATE = 1e-3  # where "update" is 0
 UPDATE_UNIT = 3.0  # of the natural logarithm, in one unit of "update"
+LEFT_UNIT = 1.5
 _RMS_FLOOR = 1e-2  # a tensor of zeros (a bias, a norm's shift) counts as if its elements had this size
 _LIMIT = 3.0
 
@@ -122,6 +124,7 @@ def observe(
         "level": -_relative(new["slow"], new["first"]),
         "noise": 2.0 * spread / (mean.abs() + spread + 1e-12),
         "progress": torch.where(open_end, 0.0, 2.0 * progress - 1.0),
+        "left": torch.where(open_end, 0.0, (1.0 - progress).clamp(min=0.02).log() / LEFT_UNIT),
         "open end": open_end.to(mean.dtype),
         "age": new["intervals"].add(1).log() / 2.0 - 1.0,
     }

@@ -66,12 +66,12 @@ class PES:
                 keep = mask.repeat_interleave(2, 0) / (1 - dropout)
             t.run(shape, perturbed, max_change, keep)
         scores = score(t.validate(), t.first_loss).view(self.pairs, 2)
-        # The end of a training counts as much as half of its way.
+        # The end of a training counts as much as all of its way.
         ended = [place for place in range(self.pairs) if t.finished(place)]
         weight = torch.ones(self.pairs)
         length = self.intervals * t.interval
         for place in ended:
-            weight[place] += float(t.steps[t.rows(place).start]) / length / 2
+            weight[place] += float(t.steps[t.rows(place).start]) / length
         difference = (scores[:, 0] - scores[:, 1]) * weight
         spread = difference.square().mean().sqrt()
         self.pieces += 1

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metafast.schedule._features import NAMES, UPDATE_UNIT
+from metafast.schedule._features import LEFT_UNIT, NAMES, UPDATE_UNIT
 
-_FIRST_WANTED = 0.5  # updates of 4.5e-3 of the weights
+_FIRST_OFFSET = 1.0  # of the rules that were tried, among the best on the training suite
+_FIRST_ALIGNMENT = 3.0
 UPDATE = NAMES.index("update")
 
 
@@ -64,7 +65,11 @@ class Shape:
         }
 
     def initial(self, seed: int) -> Tensor:
-        """Random gates that remember, and a head of zeros: a new learner wants one size of update, `_FIRST_WANTED`."""
+        """Random gates that remember, a head of zeros, and a plain rule on the direct way.
+
+        The rule: updates of `e^(3 offset)` thousandths of the weights, larger while gradients agree from step to step, and
+        a linear decay to the end of the training.
+        """
         generator = torch.Generator().manual_seed(seed)
         weights = torch.zeros(self.numel)
         parts = self.split(weights)
@@ -72,7 +77,9 @@ class Shape:
             part = parts[name]
             part.copy_(torch.randn(part.shape, generator=generator) / math.sqrt(part.shape[-1]))
         parts["bias"][self.hidden : 2 * self.hidden] = 1.0
-        parts["offset"].fill_(_FIRST_WANTED)
+        parts["offset"].fill_(_FIRST_OFFSET)
+        parts["skip"][NAMES.index("alignment of all")] = _FIRST_ALIGNMENT
+        parts["skip"][NAMES.index("left")] = LEFT_UNIT / UPDATE_UNIT
         return weights
 
 

@@ -19,6 +19,7 @@ from metafast.schedule._statistics import Statistics
 from metafast.schedule._steering import Steering, steering
 from metafast.schedule._watchdog import Copies, Watchdog
 
+_JUDGED_STEPS = 10  # at least, that the watchdog looks at together
 PER = ("global", "group", "tensor")
 
 
@@ -132,6 +133,7 @@ class RateRule(ABC):
         self._message: tuple[Any, Tensor, int] | None = None
         self._lag = 0 if device.type == "cpu" else max(1, interval // 2)
         self._calls, self._first, self._best = 0, math.nan, math.inf
+        self._recent: list[float] = []
         self._rest, self._losts, self._since = 0, 0, 0
         self._copies = Copies(optimizer, model) if watchdog is not None and watchdog.rewind else None
         self._history = RateHistory()
@@ -248,10 +250,14 @@ class RateRule(ABC):
             self._first = first if math.isfinite(first) else mean
         self._since += 1
         guard = self.watchdog
-        if guard is not None and guard.lost(mean, self._first, self._best):
-            self._lost(guard, mean, message[3 + len(self.labels) :])
-        elif math.isfinite(mean):
-            self._best = min(self._best, mean)
+        # Single batches scatter: short intervals are judged together.
+        self._recent = [*self._recent, mean][-math.ceil(_JUDGED_STEPS / self.interval) :]
+        usual = sum(self._recent) / len(self._recent)
+        if guard is not None and guard.lost(usual, self._first, self._best):
+            self._lost(guard, usual, message[3 + len(self.labels) :])
+        elif math.isfinite(usual):
+            if self._since * self.interval >= _JUDGED_STEPS:
+                self._best = min(self._best, usual)
             self._good(guard)
         self._note()
 
@@ -289,7 +295,7 @@ class RateRule(ABC):
             self._ceiling = torch.minimum(self._ceiling, (0.5 * used).clamp(min=self.bounds[0]).log())
             factors = self._log_factors
             self._put(torch.where(factors > 0, 0.0, factors + math.log(guard.cut)))
-        self._rest, self._since = guard.hold, 0
+        self._rest, self._since, self._recent = guard.hold, 0, []
         self._begin(self._log_factors.device)
         self.events.append(event)
 
@@ -360,6 +366,7 @@ class RateRule(ABC):
             "losses": [float(x) for x in self._losses],
             "log_factors": self._log_factors.clone(),
             "ceiling": self._ceiling.clone(),
+            "recent": list(self._recent),
             "guard": [self._first, self._best, self._rest, self._losts, self._since],
             "copies": {} if self._copies is None else self._copies.state_dict(),
             "history": self.history,
@@ -387,6 +394,7 @@ class RateRule(ABC):
         self._log_factors = state["log_factors"].to(device).clone()
         self._ceiling = state["ceiling"].to(device).clone()
         self._first, self._best, self._rest, self._losts, self._since = state["guard"]
+        self._recent = list(state["recent"])
         self._copies = Copies.of(state["copies"]) if state["copies"] else None
         self._history = RateHistory()
         for at, rates in state["history"]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metafast import models
 from metafast.data import Samples, bag_of_words, digits, hash_tokens, labels_of, load, split_validation
@@ -136,23 +136,49 @@ def training_suite() -> list[Task]:
     """
     cifar = functools.partial(_images, "cifar100", "train", "img", "coarse_label")
     clinc = functools.partial(_words, "clinc_oos", "train", "text")
-    intents = functools.partial(clinc, "intent")
-    mlp, cnn, bag = models.MLP, models.SmallCNN, models.EmbeddingBagClassifier
+    domains, intents = functools.partial(clinc, "domain"), functools.partial(clinc, "intent")
+    mlp, cnn, bag, text = models.MLP, models.SmallCNN, models.EmbeddingBagClassifier, models.TextMLP
     return [
         _task("mlp", "digits", _digits, lambda seed: mlp(64, (32,), 10, seed=seed)),
         _task("cnn", "digits", _digits, lambda seed: cnn(1, 10, 8, width=8, seed=seed)),
         _task("mlp", "cifar100", lambda: cifar(16), lambda seed: mlp(768, (32, 32), 20, seed=seed)),
-        _task("cnn", "cifar100", lambda: cifar(16), lambda seed: cnn(3, 20, 16, width=8, seed=seed)),
-        _task("mlp", "omniglot", _omniglot, lambda seed: mlp(196, (64,), 30, seed=seed)),
+        _task("normed cnn", "cifar100", lambda: cifar(16), lambda seed: _normed_cnn(3, 20, seed)),
+        _task("normed mlp", "omniglot", _omniglot, lambda seed: _normed_mlp(196, (64, 64, 64), 30, seed)),
         _task("cnn, sgd", "omniglot", _omniglot, lambda seed: cnn(1, 30, 14, width=8, seed=seed), "sgd"),
-        _task("mlp", "clinc_oos", lambda: clinc("domain", "bag"), lambda seed: mlp(512, (32,), 11, seed=seed)),
-        _task("bag", "clinc_oos", lambda: clinc("domain", "tokens"), lambda seed: bag(1024, 11, dim=16, seed=seed)),
+        _task("mlp", "clinc_oos", lambda: domains("bag"), lambda seed: mlp(512, (32,), 11, seed=seed)),
+        _task("bag", "clinc_oos", lambda: domains("tokens"), lambda seed: bag(1024, 11, dim=16, seed=seed)),
         # Many classes: losses that hardly move at first.
         _task("mlp, intents", "clinc_oos", lambda: intents("bag"), lambda seed: mlp(512, (64,), 151, seed=seed)),
-        _task("bag, intents", "clinc_oos", lambda: intents("tokens"), lambda seed: bag(1024, 151, dim=32, seed=seed)),
+        _task("text, intents", "clinc_oos", lambda: intents("tokens"), lambda seed: text(1024, 151, dim=16, seed=seed)),
         _task("mlp, sgd", "spoken_digit", _spoken, lambda seed: mlp(256, (32,), 10, seed=seed), "sgd"),
         _task("mlp, adamw", "spoken_digit", _spoken, lambda seed: mlp(256, (64, 32), 10, seed=seed), "adamw"),
     ]
+
+
+def _normed_cnn(channels: int, classes: int, seed: int) -> nn.Module:
+    def make() -> nn.Module:
+        layers: list[nn.Module] = []
+        for before, after in ((channels, 8), (8, 16)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
+
+    return _seeded(make, seed)
+
+
+def _normed_mlp(inputs: int, widths: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    def make() -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip((inputs, *widths), widths, strict=False):
+            layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+    return _seeded(make, seed)
+
+
+def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
 
 
 def validation_suite() -> list[Task]:

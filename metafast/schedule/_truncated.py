@@ -68,9 +68,9 @@ class Truncated:
                     loss, _, grads = t.loop.gradient(theta, x, y, step=t.calls)
                 t.calls += 1
                 losses.append(loss.detach())
-                before = kept.direction
+                before = (grads.detach(), kept.direction, theta.detach())
                 theta = kept.step(theta, grads, rates)
-                table = kept.table(grads.detach(), before, theta.detach())
+            table = kept.table(*before)  # as a fused step has it: of the parameters before the last step
             t.done += t.interval
             each = torch.stack(losses)
             features, t.seen = _features.observe(

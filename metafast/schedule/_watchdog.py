@@ -16,13 +16,14 @@ from metafast._checks import fraction, integer
 class Watchdog:
     """Falls back to the base schedule when the loss is lost.
 
-    A loss is lost when the mean of an interval is not finite, or above
+    A loss is lost when the mean of an interval (of as many as make 10 steps) is not finite, or above
 
         best + max(worse * (first - best), margin * |first|)
 
-    with the first loss of all and the best interval so far. Then rates that the controller has raised above the base
-    schedule go back to it, others (the base schedule is itself too fast) are multiplied by `cut`; half of the rate at
-    which it happened becomes a ceiling; the controller forgets what it saw, and rests for `hold` intervals.
+    with the first loss of all and the best such mean so far (the first loss, until there is one). Then rates that the
+    controller has raised above the base schedule go back to it, others (the base schedule is itself too fast) are
+    multiplied by `cut`; half of the rate at which it happened becomes a ceiling; the controller forgets what it saw,
+    and rests for `hold` intervals.
 
     Args:
         worse: share of the gain so far that may be lost. Default 0.5.
@@ -69,8 +70,9 @@ class Watchdog:
         """Whether a mean loss counts as lost."""
         if not math.isfinite(mean):
             return True
-        if not (math.isfinite(first) and math.isfinite(best)):
+        if not math.isfinite(first):
             return False
+        best = best if math.isfinite(best) else first
         return mean > best + max(self.worse * (first - best), self.margin * abs(first))
 
 
