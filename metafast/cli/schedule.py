@@ -7,7 +7,7 @@ import json
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,7 @@ def meta_train(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
     make_folder(output)
-    settings = {} if method is None else {"method": method.value}
+    settings: dict[str, Any] = {} if method is None else {"method": method.value}
     began = time.perf_counter()
     columns = (TextColumn("{task.description:<44}"), BarColumn(), TimeRemainingColumn())
     threads = torch.get_num_threads()

@@ -8,6 +8,7 @@ Needs matplotlib: `pip install 'metafast[plots]'`.
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._heat import rate_heatmap
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
+from metafast.plots._schedule import meta_training_curve
 from metafast.plots._style import save, style
 from metafast.plots._tune import CostPanel, hyperparameter_trajectories, metric_by_cost, population_schedules
 
@@ -19,6 +20,7 @@ __all__ = [
     "learning_rates",
     "loss_curves",
     "meta_learning_curves",
+    "meta_training_curve",
     "metric_by_cost",
     "population_schedules",
     "rate_heatmap",

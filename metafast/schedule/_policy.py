@@ -67,8 +67,8 @@ class Shape:
     def initial(self, seed: int) -> Tensor:
         """Random gates that remember, a head of zeros, and a plain rule on the direct way.
 
-        The rule: updates of `e^(3 offset)` thousandths of the weights, larger while gradients agree from step to step, and
-        a linear decay to the end of the training.
+        The rule: updates of `e^(3 offset)` thousandths of the weights, larger while gradients agree from step to step,
+        and a linear decay to the end of the training.
         """
         generator = torch.Generator().manual_seed(seed)
         weights = torch.zeros(self.numel)

@@ -46,7 +46,7 @@ def test_steered_steps_are_those_of_the_rate(name, per) -> None:
 
     rule = Once()
     model, _ = train(MAKERS[name], 6, rule, interval=2, per=per, watchdog=None)
-    twin, opt = train(MAKERS[name], 2)
+    _, opt = train(MAKERS[name], 2)
     opt.param_groups[0]["lr"] *= math.e
     train(MAKERS[name], 4, start=2, model=twin, opt=opt)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
@@ -350,7 +350,7 @@ def test_compiled_model_and_step() -> None:
 def test_hypergradient_with_an_interval_of_one_follows_the_cosine() -> None:
     rule = Hypergradient(0.3)
     train(lambda params: metafast.optim.SGD(params, lr=1e-2, momentum=0.9), 8, rule, interval=1, watchdog=None)
-    twin, opt = train(
+    _, opt = train(
         lambda params: metafast.optim.SGD(
             params, lr=1e-2, momentum=0.9, hypergrad="global", hyper_lr=0.3, safe_start=None
         ),
@@ -403,7 +403,7 @@ def test_mlr_snet_slope_is_the_derivative_of_the_look_ahead() -> None:
     ):
         model, x, y = problem()
         opt = make(model.parameters())
-        rule = MLRSNet(lambda: nn.functional.cross_entropy(model(x), y), max_lr=1.0).attach(opt, watchdog=None)
+        rule = MLRSNet(lambda: torch.zeros(()), max_lr=1.0).attach(opt, watchdog=None)
         for _ in range(3):
             opt.zero_grad()
             nn.functional.cross_entropy(model(x[:16]), y[:16]).backward()

@@ -110,7 +110,7 @@ def test_where_adaptation_looks() -> None:
             losses.append(curve(shifts[-1]))
         return shifts, losses
 
-    shifts, losses = found(lambda s: (s - 0.15) ** 2)
+    shifts, _ = found(lambda s: (s - 0.15) ** 2)
     assert shifts[:3] == [0.0, FIRST_SHIFT, -FIRST_SHIFT]
     assert shifts[3] == pytest.approx(0.15, abs=0.02)
     shifts, _ = found(lambda s: (s - 5) ** 2)
