@@ -16,6 +16,7 @@ from metafast.experiments.lr_adaptation._recipes import RUNS, Setup
 SHIPPED = "default"
 INTERVAL = 10
 FILE = "controller.safetensors"
+NEVER = "never seen"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Seen:
             )
             if flag
         ]
-        return ", ".join(told) or "never seen"
+        return ", ".join(told) or NEVER
 
 
 def load(file: str | Path = SHIPPED) -> Any:
@@ -68,6 +69,7 @@ def adapt(setup: Setup, parts: Splits, seed: int) -> Any:
         val=parts.val,
         batch_size=setup.batch_size,
         steps=setup.short,
+        data=setup.data,
     )
     return load().adapt(task, steps=RUNS, seed=seed)
 

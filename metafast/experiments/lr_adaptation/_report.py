@@ -15,6 +15,7 @@ from rich.table import Table
 from metafast import plots
 from metafast._page import facts_table, picture
 from metafast.experiments._report import aims, note, origin, results_table, write_report
+from metafast.experiments.lr_adaptation._controller import NEVER
 from metafast.experiments.lr_adaptation._methods import METHODS
 from metafast.experiments.lr_adaptation._recipes import ADAPTED, HELD_OUT
 from metafast.experiments.lr_adaptation._train import history_of, labels_of_rates
@@ -146,7 +147,9 @@ def _with_half(mean: float, half: float) -> str:
 
 
 def _caption(results: Results, name: str) -> str:
-    return f"{results['pairs'][name]['title']}, test data, mean of {results['seeds']} seeds"
+    facts = results["pairs"][name]
+    seen = "" if facts["seen"] == NEVER else f" ({facts['seen']})"
+    return f"{facts['title']}{seen}, test data, mean of {results['seeds']} seeds"
 
 
 def _of(results: Results, name: str) -> list[dict[str, Any]]:

@@ -104,7 +104,8 @@ def train(training: Training, root: Path, progress: Callable[[int], None], stop:
     first, steps, seconds, total = 0, training.steps, 0.0, torch.zeros((), device=training.device)
     count = 0
     if back is not None:
-        first, seconds, total, count = back.step, back.extras["seconds"], back.extras["total"], back.extras["count"]
+        first, seconds, count = back.step, back.extras["seconds"], back.extras["count"]
+        total = back.extras["total"].to(training.device)
     looks = {max(1, round(steps * part / LOOKS)) for part in range(1, LOOKS + 1)}
     every = max(1, steps // RATE_LOGS)
     with run:
