@@ -20,15 +20,15 @@ from metafast.optim import Adam
 
 WARMUP = 0.05  # share of the steps
 METHODS = {
-    "fixed": "Adam, rate 0.001",
+    "fixed": "Adam at 0.001",
     "grid": "best of 7 fixed rates",
     "cosine": "warm-up and cosine from 0.001",
     "cosine_tuned": "warm-up and cosine from the best rate",
-    "hypergradient": "hypergradient, one rate",
+    "hypergradient": "hypergradient",
     "schedule_free": "schedule-free AdamW",
     "prodigy": "Prodigy",
     "controller": "controller",
-    "adapted": "controller, adapted",
+    "adapted": "adapted controller",
 }
 _PACKAGES = {"schedule_free": "schedulefree", "prodigy": "prodigyopt"}
 

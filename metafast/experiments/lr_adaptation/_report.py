@@ -216,15 +216,18 @@ def _held_out(results: Results) -> str:
         if seen
         else "None of the data sets and none of the kinds of models of the held-out pairs are among them."
     )
+    told = [f"{name} ({pairs[name]['seen']})" for name in pairs if pairs[name]["seen"] != NEVER]
+    known = (
+        f"Of all pairs here it knows something of {', '.join(told)}." if told else "It knows nothing of any pair here."
+    )
     facts = {
         "learned from": ", ".join(record["meta_training"]["data"]),
         "on": ", ".join(record["meta_training"]["models"]),
         "stopped by": ", ".join(record["meta_validation"]["data"]),
     }
     return (
-        f"<h2>What the controller has seen</h2><p>By its own record. {html.escape(checked)} The pairs of the starting "
-        f"rates are data that it has not seen on kinds of models that it has. Adaptation is judged on "
-        f"{html.escape(', '.join(ADAPTED))}, chosen beforehand.</p>{facts_table(facts)}"
+        f"<h2>What the controller has seen</h2><p>By its own record. {html.escape(checked)} {html.escape(known)} "
+        f"Adaptation is judged on {html.escape(', '.join(ADAPTED))}, chosen beforehand.</p>{facts_table(facts)}"
     )
 
 
