@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, default_data_collator
 
-from metafast.integrations.transformers import TunerCallback
+from metafast.integrations.transformers import LRControllerCallback, TunerCallback
+from metafast.schedule import LRController
 from metafast.tune import Forward, OnlineTuner
 
 
@@ -134,3 +135,63 @@ def test_what_cannot_be_tuned_is_said_when_training_begins(tmp_path):
     training, _ = trainer(tmp_path, callback=TunerCallback("lr", val_loader(), method="reverse"))
     with pytest.raises(ValueError, match=r"tuner\.step"):
         training.train()
+
+
+# ---- LRControllerCallback
+
+
+def controlled(folder, steps=12, **options):
+    callback = LRControllerCallback(interval=3, **options)
+    training, _ = trainer(folder, steps, callback)
+    return training, callback.controller
+
+
+def test_the_controller_steers_as_in_a_loop_of_ones_own(tmp_path):
+    training, found = controlled(tmp_path)
+    training.train()
+    assert [at for at, _ in found.history] == [0, 3, 6, 9, 12]
+    assert found.events == []
+
+    again = model()
+    kinds = (torch.nn.LayerNorm,)
+    plain = [p for module in again.modules() for n, p in module.named_parameters(recurse=False)
+             if n != "bias" and not isinstance(module, kinds)]  # fmt: skip
+    ids = {id(p) for p in plain}
+    opt = torch.optim.AdamW(
+        [{"params": plain}, {"params": [p for p in again.parameters() if id(p) not in ids]}], lr=1e-3, weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: t / 3 if t < 3 else max(0.0, (12 - t) / 9))
+    ctl = LRController.load().attach(opt, interval=3, total_steps=12)
+    loader = iter(DataLoader(examples(96, 1), batch_size=4, collate_fn=default_data_collator))
+    for _ in range(12):
+        opt.zero_grad()
+        losses = []
+        for _ in range(2):
+            losses.append(again(**next(loader)).loss)
+            losses[-1].backward()
+        torch.nn.utils.clip_grad_norm_(again.parameters(), 1.0)
+        opt.step()
+        ctl.step(sum(losses) / 2)
+        schedule.step()
+    for (_, a), (_, b) in zip(found.history, ctl.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    for a, b in zip(training.model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_controllers_rates_are_in_the_log_and_its_state_in_the_checkpoints(tmp_path):
+    training, ctl = controlled(tmp_path, per="group")
+    training.train()
+    rows = [row for row in training.state.log_history if "rate/group 0" in row]
+    assert rows and rows[-1]["rate/group 1"] == ctl.lr()["group 1"]
+    again, other = controlled(tmp_path, per="group")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert other.history == ctl.history
+    for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    (tmp_path / "checkpoint-6" / "controller.json").unlink()
+    third, _ = controlled(tmp_path, per="group")
+    with pytest.raises(ValueError, match=r"controller\.json"):
+        third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    with pytest.raises(ValueError, match="total_steps"):
+        LRControllerCallback(total_steps=3)

@@ -46,7 +46,7 @@ def test_steered_steps_are_those_of_the_rate(name, per) -> None:
 
     rule = Once()
     model, _ = train(MAKERS[name], 6, rule, interval=2, per=per, watchdog=None)
-    _, opt = train(MAKERS[name], 2)
+    twin, opt = train(MAKERS[name], 2)
     opt.param_groups[0]["lr"] *= math.e
     train(MAKERS[name], 4, start=2, model=twin, opt=opt)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):

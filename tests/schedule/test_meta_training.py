@@ -24,6 +24,8 @@ DRAW = Draw(5, steps=(20, 40))
 
 def weights(seed: int = 0) -> torch.Tensor:
     drawn = SHAPE.initial(seed)
+    SHAPE.split(drawn)["skip"].zero_()
+    SHAPE.split(drawn)["offset"].fill_(0.5)
     return drawn + 0.1 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(seed))
 
 
