@@ -30,6 +30,7 @@ RATE_LOGS = 100  # points of the history of rates
 AT_ONCE = 500  # examples of an evaluation
 NORM_EXAMPLES = 512  # that batch statistics are measured on
 SAVE_SECONDS = 30.0
+KEPT = 2  # pairs whose data a process holds; trainings come pair by pair
 _loaded: dict[tuple[str, int, str], tuple[Splits, Samples]] = {}  # the trainings of a process share their data
 
 
@@ -76,6 +77,8 @@ class Training:
             found = load_pair(self.setup, self.data_seed)
             parts = Splits(*(Samples(*(tensor.to(self.device) for tensor in part)) for part in found))
             rows = some(parts.val.labels.cpu(), self.setup.watch, self.data_seed).to(self.device)
+            while len(_loaded) >= KEPT:
+                del _loaded[next(iter(_loaded))]
             _loaded[key] = parts, Samples(parts.val.inputs[rows], parts.val.labels[rows])
         return _loaded[key]
 
