@@ -82,9 +82,9 @@ class Plan:
         wanted = []
         for name in self.compared:
             wanted += self.grid(name)
-            for method in self.methods:
-                if method not in (*_CHOSEN, "adapted"):
-                    wanted += self._seeded(name, method)
+            own = [method for method in self.methods if method not in (*_CHOSEN, "adapted")]
+            # seed by seed, so that what else the machine does falls on all methods
+            wanted += [self.training(name, method, seed=seed) for seed in range(self.seeds) for method in own]
             wanted += [self.layers(name), self.adaptation(name)]
         for name in self.swept:
             wanted += [each for method in SWEPT for row in self.sweep(name, method).values() for each in row]

@@ -191,8 +191,8 @@ def _section(results: Results, name: str, pictures: list[str]) -> str:
     caption = (
         "Test data: mean over the seeds and, after ±, half of the 95 % confidence interval (Student's t); precision, "
         "recall and F1 are means over classes. Steps are counted to the first evaluation at the threshold. CPU seconds "
-        "are those of a training's steps, overhead that of a step against Adam at 0.001; before: of all trials of the "
-        "grid, or of the adaptation."
+        "are those of a training's steps, overhead that of a step against Adam at 0.001, by the fastest seed; before: "
+        "of all trials of the grid, or of the adaptation."
         if "threshold" in facts
         else "Test accuracy in % by starting rate, mean over the seeds; within a point of the best fixed rate, which "
         "is chosen by validation data."
