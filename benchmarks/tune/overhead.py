@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.convergence.study import RESULTS
+from benchmarks.periods import Period, measure_periods
 from benchmarks.provenance import provenance, write_results
 from benchmarks.throughput.measure import CLOCKS
 from metafast.tune import SAMA, Forward, Implicit, OneStep, OnlineTuner, Reverse, Snapshots
@@ -34,7 +34,6 @@ from .workloads import WORKLOADS, loss_of
 
 EVERY = 10
 PLAIN = "plain training"
-Period = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -111,31 +110,11 @@ def measure(name: str, chosen: Sequence[str], rounds: int, clock: Callable[[], f
     try:
         periods = {PLAIN: plain(name)}
         periods |= {c: tuned(name, CONTENDERS[c], folder / str(i)) for i, c in enumerate(chosen)}
-        times: dict[str, list[float]] = {key: [] for key in periods}
-        for period in periods.values():
-            period()
-        order = list(periods)
-        for number in range(rounds):
-            for offset in range(len(order)):
-                key = order[(offset + number) % len(order)]
-                begin = clock()
-                periods[key]()
-                periods[key]()
-                times[key].append((clock() - begin) / (2 * EVERY))
+        rows = measure_periods(periods, PLAIN, EVERY, rounds, clock)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    rows = []
-    for key, seconds in times.items():
-        ratios = [mine / base for mine, base in zip(seconds, times[PLAIN], strict=True)]
-        rows.append(
-            {
-                "name": key,
-                "ms": 1e3 * statistics.median(seconds),
-                "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-                "aim": CONTENDERS[key].aim if key in CONTENDERS else None,
-                "seconds": seconds,
-            }
-        )
+    for row in rows:
+        row["aim"] = CONTENDERS[row["name"]].aim if row["name"] in CONTENDERS else None
     return rows
 
 

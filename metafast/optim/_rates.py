@@ -136,7 +136,8 @@ class LearnedRates(FusedBase):
             ValueError: another number of factors.
 
         Example:
-            >>> opt = metafast.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            >>> from metafast.optim import SGD
+            >>> opt = SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
             >>> opt.scale_rates(torch.tensor([0.5], dtype=torch.float64))
         """
         if factors is not None:

@@ -109,6 +109,7 @@ class LRController(RateRule):
         """Trains a new controller; see `metafast.schedule.meta_train`, which takes the same arguments.
 
         Example:
+            >>> import metafast
             >>> from metafast.schedule import Task
             >>> parts = metafast.data.digits(seed=0)
             >>> mlp = lambda seed: metafast.models.MLP(64, (8,), 10, seed=seed)
@@ -142,6 +143,7 @@ class LRController(RateRule):
             TypeError, ValueError: an argument of the wrong type or value.
 
         Example:
+            >>> import metafast
             >>> from metafast.schedule import Task
             >>> parts = metafast.data.digits(seed=0)
             >>> mlp = lambda seed: metafast.models.MLP(64, (8,), 10, seed=seed)

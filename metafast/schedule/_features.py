@@ -16,6 +16,7 @@ from torch import Tensor
 NAMES = (
     "update",  # log(lr |u| / |p|) of the unit: how far a step moves it, against its size
     "update of all",
+    "reach",  # log(lr |g| |u| / loss): the most that a step can change the loss, against the loss
     "alignment",  # cos(g, u) of the unit: whether the step before went far enough
     "alignment of all",
     "gradient",  # log |g| against its own average
@@ -32,6 +33,7 @@ NAMES = (
 _TYPICAL_UPDATE = 1e-3  # where "update" is 0
 UPDATE_UNIT = 3.0  # of the natural logarithm, in one unit of "update"
 LEFT_UNIT = 1.5
+_TYPICAL_REACH = 2e-2
 _RMS_FLOOR = 1e-2  # a tensor of zeros (a bias, a norm's shift) counts as if its elements had this size
 _LIMIT = 3.0
 
@@ -131,6 +133,7 @@ def observe(
     columns = {
         "update": _update(moved, size),
         "update of all": _update(every[3], every[4]),
+        "reach": _reach(every[0], every[3], new["slow"]),
         "alignment": 2.0 * cosine(gg, gu, uu),
         "alignment of all": 2.0 * cosine(*every[:3]),
         "gradient": norm - state["gradient"],
@@ -144,6 +147,13 @@ def observe(
 def _update(moved: Tensor, size: Tensor) -> Tensor:
     ratio = (moved / size).sqrt()
     return (ratio.clamp(min=1e-12) / _TYPICAL_UPDATE).log().float() / UPDATE_UNIT
+
+
+def _reach(gg: Tensor, moved: Tensor, loss: Tensor) -> Tensor:
+    """As in Polyak's rule, where a step is as long as the loss is high: it tells flat places, where large updates of
+    the weights change nothing, from others."""
+    reach = (gg * moved).sqrt() / loss.double().abs().unsqueeze(-1).clamp(min=1e-30)
+    return (reach.clamp(min=1e-12) / _TYPICAL_REACH).log().float() / UPDATE_UNIT
 
 
 def cosine(gg: Tensor, gu: Tensor, uu: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ class PES:
         # Their ends must not fall together: a first length of a random part.
         self.trainings.steps *= torch.rand(pairs, generator=self.generator).repeat_interleave(2).clamp(min=0.2)
         self.xi: Tensor | None = None
-        self.size = torch.ones(())  # usual size of a difference, so that no task outweighs the others
+        # The usual size of a difference, so that no task outweighs the others; a floor, where nothing moves yet, keeps
+        # noise from counting as much.
+        self.size = torch.ones(())
         self.pieces = 0
 
     def gradient(
@@ -77,7 +79,7 @@ class PES:
         self.pieces += 1
         share = max(0.05, 1 / self.pieces)
         self.size = (1 - share) * self.size + share * spread
-        estimate = (self.xi * difference[:, None]).mean(0) / (2 * self.sigma**2) / self.size.clamp(min=1e-3)
+        estimate = (self.xi * difference[:, None]).mean(0) / (2 * self.sigma**2) / self.size.clamp(min=0.1)
         for place in ended:
             t.begin(place, self.draw(self.generator))
             self.xi[place] = 0.0

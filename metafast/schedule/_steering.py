@@ -25,8 +25,8 @@ class Steering(ABC):
         rows = []
         for group in self.optimizer.param_groups:
             lr = group["lr"]
-            rate = lr.detach().to(device).double().reshape(1) if isinstance(lr, Tensor) else torch.tensor([float(lr)])
-            rows.append(rate.to(device).double().expand(len(group["params"])))
+            rate = lr.detach() if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64)
+            rows.append(rate.to(device, torch.float64).reshape(1).expand(len(group["params"])))
         return torch.cat(rows)
 
     @abstractmethod
