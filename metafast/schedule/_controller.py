@@ -69,7 +69,7 @@ class LRController(RateRule):
         """A controller from a file.
 
         Args:
-            source: "default", "paper" (the experiment plan's settings), or a path. Default "default".
+            source: "default", the one that ships with the package, or a path. Default "default".
 
         Raises:
             FileNotFoundError: no such file.

@@ -20,6 +20,7 @@ from metafast.schedule._steering import Steering, steering
 from metafast.schedule._watchdog import Copies, Watchdog
 
 _JUDGED_STEPS = 10  # at least, that the watchdog looks at together
+_ANY = (RuntimeError, ValueError, TypeError, NotImplementedError)
 PER = ("global", "group", "tensor")
 
 
@@ -163,8 +164,11 @@ class RateRule(ABC):
         if self._message is not None and self._calls >= self._message[2]:
             self._receive()
         position = self._calls % self.interval
-        self._statistics.before_step(self.interval - 1 - position)
-        self._steering.before_step()
+        try:
+            self._statistics.before_step(self.interval - 1 - position)
+            self._steering.before_step()
+        except _ANY as error:
+            self._let_go(f"{type(error).__name__}: {error}")
 
     def _after_step(self, *_: Any) -> None:
         if self.optimizer is not None:
@@ -189,7 +193,10 @@ class RateRule(ABC):
         self._losses.append(_loss(loss))
         self._calls += 1
         if self._calls % self.interval == 0 and self._same_params():
-            self._look()
+            try:
+                self._look()
+            except _ANY as error:  # a training must not end because of what watches it
+                self._let_go(f"{type(error).__name__}: {error}")
 
     def _look(self) -> None:
         """The end of an interval."""

@@ -86,7 +86,7 @@ class Statistics:
         if not there:
             return table
         now, before = [params[i] for i in there], [self._before[i] for i in there]
-        grads = [local(p.grad) for i in there if (p := self.params()[i]).grad is not None]
+        grads = [_dense(local(p.grad)) for i in there if (p := self.params()[i]).grad is not None]
         moved = torch._foreach_sub(before, now)
         decays = self._decays()
         if any(decays):
@@ -108,6 +108,10 @@ class Statistics:
             own = decoupled or group.get("decoupled_weight_decay", False)
             found += [float(group.get("weight_decay", 0.0)) if own else 0.0] * len(group["params"])
         return found
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad if grad.layout is torch.strided else grad.to_dense()
 
 
 def _norms(tensors: Sequence[Tensor], device: Any) -> Tensor:

@@ -279,6 +279,32 @@ def test_parameters_without_gradients() -> None:
             assert all(math.isfinite(rate) for rate in ctl.lr().values())
 
 
+def test_sparse_gradients() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(20, 4, sparse=True)
+    opt = torch.optim.SGD(table.parameters(), lr=0.1)
+    ctl = controller().attach(opt, interval=3)
+    for _ in range(9):
+        opt.zero_grad()
+        loss = table(torch.randint(20, (8,))).square().mean()
+        loss.backward()
+        opt.step()
+        ctl.step(loss)
+    assert ctl.lr()["all"] != pytest.approx(0.1)
+
+
+def test_an_error_in_the_rule_does_not_end_the_training() -> None:
+    class Broken(Hypergradient):
+        def _decide(self, *_):
+            raise RuntimeError("no idea")
+
+    rule = Broken()
+    with pytest.warns(RuntimeWarning, match="no idea"):
+        _, opt = train(MAKERS["torch"], 12, rule, interval=5)
+    assert "no idea" in rule.events[-1]["what"]
+    assert opt.param_groups[0]["lr"] == 1e-3
+
+
 def test_names_of_tensors() -> None:
     model, *_ = problem()
     ctl = controller().attach(torch.optim.SGD(model.named_parameters(), lr=0.1), per="tensor")
