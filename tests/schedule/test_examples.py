@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
