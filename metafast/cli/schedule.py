@@ -35,7 +35,9 @@ class Method(str, Enum):
 
 @app.command("meta-train")
 def meta_train(
-    budget: Annotated[str, typer.Option(help='CPU time, such as "90s", "20min", "2h".')] = "25min",
+    budget: Annotated[
+        str | None, typer.Option(help='CPU time, such as "90s", "20min", "2h". Default: 400 updates, about 9 minutes.')
+    ] = None,
     preset: Annotated[
         Preset, typer.Option(help="default: what the shipped controller was made with; paper: the plan's settings.")
     ] = Preset.default,
@@ -57,13 +59,13 @@ def meta_train(
 
     from metafast.cli._checks import make_folder, require
     from metafast.schedule import LRController
-    from metafast.schedule._meta_train import parse_budget
+    from metafast.schedule._meta_train import UPDATES, parse_budget
 
     require("metafast schedule meta-train", "hf", datasets="datasets", PIL="pillow")
     console = Console()
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     try:
-        seconds = parse_budget(budget)
+        seconds = None if budget is None else parse_budget(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
     make_folder(output)
@@ -74,11 +76,11 @@ def meta_train(
     torch.set_num_threads(1)  # batches of small trainings gain little from more
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-            row = bars.add_task("reading the data", total=seconds)
+            row = bars.add_task("reading the data", total=seconds or updates or UPDATES)
 
             def progress(found: dict[str, float]) -> None:
                 told = f"{found['update']:.0f} updates, training {found['train_score']:.3f}"
-                bars.update(row, completed=found["seconds"], description=told)
+                bars.update(row, completed=found["seconds" if seconds else "update"], description=told)
                 if "val_score" in found:
                     say(f"  {told}, validation {found['val_score']:.4f}, {found['seconds']:.0f} s")
 

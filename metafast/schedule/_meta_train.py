@@ -27,6 +27,7 @@ from metafast.schedule._tasks import Task
 from metafast.schedule._truncated import Truncated
 
 METHODS = ("pes", "truncated")
+UPDATES = 400  # where neither a number nor a budget is given
 _SAVE_SECONDS = 60.0
 
 
@@ -53,8 +54,8 @@ class Settings:
     """
 
     method: str = "pes"
-    hidden: int = 16
-    meta_lr: float = 0.01
+    hidden: int = 8
+    meta_lr: float = 0.005
     dropout: float = 0.0
     interval: int = 10
     intervals: int = 2
@@ -62,8 +63,8 @@ class Settings:
     sigma: float = 0.05
     max_change: float = 1.0
     order: int = 2
-    tensor_share: float = 0.3
-    halve: int = 300
+    tensor_share: float = 0.25
+    halve: int = 400
     rates: tuple[float, float] = (1e-6, 0.1)
     usual: tuple[float, float] = (3e-4, 3e-3)
     steps: tuple[int, int] = (100, 800)
@@ -86,7 +87,7 @@ def meta_train(
     updates: int | None = None,
     preset: str = "default",
     validation: Sequence[Task] | None = None,
-    validate_every: int = 25,
+    validate_every: int = 50,
     patience: int | None = 20,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
@@ -98,14 +99,15 @@ def meta_train(
     Args:
         tasks: what it learns from. Default: the shipped suite (digits, CIFAR-100, Omniglot, CLINC, spoken digits).
         budget: CPU time, such as "20min", "90s" or seconds; over all calls where it is resumed.
-        updates: how many updates at most. Default: as many as the budget allows, or 100 without one.
+        updates: how many updates at most. Default: as many as the budget allows, or 400 without one.
         preset: "default" or "paper" (the experiment plan's settings). Default "default".
         validation: other tasks; the controller that is best on them is the result. Default: the shipped ones (FewRel,
             CoNLL++) with the shipped suite, none with tasks of your own. Without any the last one is the result.
-        validate_every: updates between two looks at them. Default 25.
+        validate_every: updates between two looks at them. Default 50.
         patience: looks without a better one after which it stops; None: never. Default 20.
         seed: of everything. Default 0.
-        output: folder of a run record that an interrupted call goes on from, bit for bit. Default: a temporary one.
+        output: folder of a run record that an interrupted call goes on from, bit for bit (the end of a budget is one more
+            look at the validation suite). Default: a temporary one.
         progress: called after each update with its numbers.
         settings: of `Settings`, in place of the preset's.
 
@@ -127,7 +129,7 @@ def meta_train(
     seconds = math.inf if budget is None else parse_budget(budget)
     if updates is not None:
         integer("updates", updates, minimum=1)
-    most = updates if updates is not None else (100 if budget is None else 1 << 40)
+    most = updates if updates is not None else (UPDATES if budget is None else 1 << 40)
     integer("validate_every", validate_every, minimum=1)
     if tasks is None:
         tasks = training_suite()

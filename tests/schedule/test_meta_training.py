@@ -210,7 +210,7 @@ def test_resumes_bit_for_bit(method, tmp_path) -> None:
         "pairs": 3, "hidden": 4, "interval": 5, "steps": (20, 40), "validate_every": 2, "tensor_share": 0.5,
     }  # fmt: skip
     whole = meta_train(updates=6, output=tmp_path / "whole", **options)
-    meta_train(updates=3, output=tmp_path / "parts", **options)
+    meta_train(updates=4, output=tmp_path / "parts", **options)
     again = meta_train(updates=6, output=tmp_path / "parts", **options)
     twice = meta_train(updates=6, output=tmp_path / "parts", **options)
     assert torch.equal(whole.weights, again.weights)
