@@ -106,8 +106,8 @@ def meta_train(
         validate_every: updates between two looks at them. Default 50.
         patience: looks without a better one after which it stops; None: never. Default 20.
         seed: of everything. Default 0.
-        output: folder of a run record that an interrupted call goes on from, bit for bit (the end of a budget is one more
-            look at the validation suite). Default: a temporary one.
+        output: folder of a run record that an interrupted call goes on from, bit for bit; the end of a budget is one
+            more look at the validation suite. Default: a temporary one.
         progress: called after each update with its numbers.
         settings: of `Settings`, in place of the preset's.
 
