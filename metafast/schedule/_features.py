@@ -17,9 +17,8 @@ NAMES = (
     "update",  # log(lr |u| / |p|) of the unit: how far a step moves it, against its size
     "update of all",
     "reach",  # log(lr |g| |u| / loss): the most that a step can change the loss, against the loss
-    "alignment",  # cos(g, u) of the unit, averaged over intervals: whether steps go far enough
+    "alignment",  # cos(g, u) of the unit: whether the step before went far enough
     "alignment of all",
-    "alignment now",  # of the unit, of this step alone
     "gradient",  # log |g| against its own average
     "trend",  # of the loss, against the interval before
     "slow trend",  # fast against slow average
@@ -55,8 +54,6 @@ def first_state(units: int, lead: tuple[int, ...] = (), device: torch.device | s
         "fast": filled(nan),
         "slow": filled(nan),
         "gradient": filled(nan, units),
-        "cosine": filled(nan, units),
-        "cosine of all": filled(nan, units),
         "change": filled(0.0, units),
     }
 
@@ -120,10 +117,6 @@ def observe(
     new["fast"] = _kept(state["fast"], mean, 0.5, finite)
     new["slow"] = _kept(state["slow"], mean, 0.1, finite)
     new["gradient"] = _kept(state["gradient"], norm, 0.3, norm.isfinite())
-    now, of_all = cosine(gg, gu, uu).float(), cosine(*every[:3]).float()
-    # One batch scatters; three or four intervals tell.
-    new["cosine"] = _kept(state["cosine"], now, 0.3, now.isfinite())
-    new["cosine of all"] = _kept(state["cosine of all"], of_all, 0.3, of_all.isfinite())
     new["change"] = state["change"]
 
     open_end = progress.isnan()
@@ -141,9 +134,8 @@ def observe(
         "update": _update(moved, size),
         "update of all": _update(every[3], every[4]),
         "reach": _reach(every[0], every[3], new["slow"]),
-        "alignment": 2.0 * new["cosine"],
-        "alignment of all": 2.0 * new["cosine of all"],
-        "alignment now": 2.0 * now,
+        "alignment": 2.0 * cosine(gg, gu, uu),
+        "alignment of all": 2.0 * cosine(*every[:3]),
         "gradient": norm - state["gradient"],
         "last change": state["change"],
         **{name: value.unsqueeze(-1).expand_as(norm) for name, value in loss.items()},

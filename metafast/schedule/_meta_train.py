@@ -67,7 +67,7 @@ class Settings:
     halve: int = 400
     rates: tuple[float, float] = (1e-6, 0.1)
     usual: tuple[float, float] = (3e-4, 3e-3)
-    steps: tuple[int, int] = (100, 1000)
+    steps: tuple[int, int] = (100, 800)
 
 
 PRESETS = {

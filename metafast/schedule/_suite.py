@@ -34,7 +34,7 @@ class Draw:
     interval: int
     rates: tuple[float, float] = (1e-6, 0.1)
     usual: tuple[float, float] = (3e-4, 3e-3)
-    steps: tuple[int, int] = (100, 1000)
+    steps: tuple[int, int] = (100, 800)
     open_end: float = 0.2
 
     def __call__(self, generator: torch.Generator) -> Start:
@@ -151,8 +151,7 @@ def training_suite() -> list[Task]:
         _task("mlp, intents", "clinc_oos", lambda: intents("bag"), lambda seed: mlp(512, (64,), 151, seed=seed)),
         _task("text, intents", "clinc_oos", lambda: intents("tokens"), lambda seed: text(1024, 151, dim=16, seed=seed)),
         _task("mlp, sgd", "spoken_digit", _spoken, lambda seed: mlp(256, (32,), 10, seed=seed), "sgd"),
-        _task("residual, adamw", "spoken_digit", _spoken, lambda seed: _residual(256, 32, 10, seed), "adamw"),
-        _task("residual", "cifar100", lambda: cifar(16), lambda seed: _residual(768, 48, 20, seed)),
+        _task("mlp, adamw", "spoken_digit", _spoken, lambda seed: mlp(256, (64, 32), 10, seed=seed), "adamw"),
     ]
 
 
@@ -176,54 +175,6 @@ def _normed_mlp(inputs: int, widths: tuple[int, ...], classes: int, seed: int) -
     return _seeded(make, seed)
 
 
-class _Residual(nn.Sequential):
-    """Adds to its input what its layers make of it."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        added: Tensor = inputs + super().forward(inputs)
-        return added
-
-
-def _blocks(width: int) -> list[nn.Module]:
-    """Two blocks as between the attentions of a transformer."""
-    return [
-        _Residual(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        for _ in range(2)
-    ]
-
-
-def _small_weights(model: nn.Module) -> nn.Module:
-    """The weights that transformers begin with."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.EmbeddingBag):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-    return model
-
-
-def _residual(inputs: int, width: int, classes: int, seed: int) -> nn.Module:
-    def make() -> nn.Module:
-        layers = [
-            nn.Flatten(),
-            nn.Linear(inputs, width),
-            *_blocks(width),
-            nn.LayerNorm(width),
-            nn.Linear(width, classes),
-        ]
-        return _small_weights(nn.Sequential(*layers))
-
-    return _seeded(make, seed)
-
-
-def _residual_text(buckets: int, width: int, classes: int, seed: int) -> nn.Module:
-    def make() -> nn.Module:
-        words = nn.EmbeddingBag(buckets, width, mode="mean", padding_idx=0)
-        return _small_weights(nn.Sequential(words, *_blocks(width), nn.LayerNorm(width), nn.Linear(width, classes)))
-
-    return _seeded(make, seed)
-
-
 def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -237,6 +188,5 @@ def validation_suite() -> list[Task]:
     return [
         _task("bag", "few_rel", lambda: few_rel("tokens"), lambda seed: bag(1024, 64, dim=32, seed=seed)),
         _task("mlp", "few_rel", lambda: few_rel("bag"), lambda seed: mlp(512, (64,), 64, seed=seed)),
-        _task("residual", "few_rel", lambda: few_rel("tokens"), lambda seed: _residual_text(1024, 32, 64, seed)),
         _task("bag", "conllpp", _tags, lambda seed: bag(2048, 9, dim=16, seed=seed)),
     ]
