@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from metafast._checks import integer
+from metafast.optim._buckets import sharding
+from metafast.optim._fused import FusedOptimizer
 from metafast.optim._history import RateHistory
 from metafast.schedule._features import Units
 from metafast.schedule._statistics import Statistics
@@ -85,7 +87,8 @@ class RateRule(ABC):
         Raises:
             TypeError: no optimizer, or an argument of the wrong type.
             ValueError: no parameters, a rate that adapts itself already, an interval below 1, bounds that leave the
-                base rate out, or a rule that is attached already.
+                base rate out, a rule that is attached already, or sharded parameters (DTensors) with an optimizer that
+                is not of `metafast.optim`.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -94,6 +97,10 @@ class RateRule(ABC):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if not params:
             raise ValueError("optimizer has no parameters to train")
+        if not isinstance(optimizer, FusedOptimizer) and any(sharding(p) for p in params):
+            raise ValueError(
+                "optimizer has sharded parameters; these need one of metafast.optim, which sums over shards"
+            )
         integer("interval", interval, minimum=1)
         if per not in PER:
             raise ValueError(f"per must be one of {', '.join(PER)}, got {per!r}")

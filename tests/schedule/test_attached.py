@@ -279,6 +279,14 @@ def test_parameters_without_gradients() -> None:
             assert all(math.isfinite(rate) for rate in ctl.lr().values())
 
 
+def test_sharded_parameters_need_a_fused_optimizer(monkeypatch) -> None:
+    monkeypatch.setattr("metafast.schedule._rule.sharding", lambda param: ("mesh", "placements"))
+    model, *_ = problem()
+    with pytest.raises(ValueError, match="sharded"):
+        controller().attach(torch.optim.Adam(model.parameters()))
+    controller().attach(metafast.optim.Adam(model.parameters()))
+
+
 def test_sparse_gradients() -> None:
     torch.manual_seed(0)
     table = nn.Embedding(20, 4, sparse=True)
