@@ -108,7 +108,7 @@ def test_the_whole_and_again(done, folder, monkeypatch):
     rows = [(row["pair"], row["method"], row["seed"]) for row in found["rows"]]
     assert rows == [(name, method, s) for name in PLAN.compared for method in PLAN.methods for s in (1, 2)]
     assert len(found["sweep_rows"]) == 2 * 7 * 2
-    assert [each["reached"] for each in found["verdicts"]][4:7] == [None] * 3  # sweeps that are not in it
+    assert [each["reached"] for each in found["verdicts"]][7:10] == [None] * 3  # sweeps that are not in it
     assert found["pairs"]["mnist/mlp"]["seen"] == "kind of model seen in meta-training"
     log = (folder / "runs" / next(iter(done)) / "run.jsonl").read_bytes()
     monkeypatch.setattr(_train, "_step", lambda *arguments: pytest.fail("a finished training is not trained"))
@@ -288,7 +288,7 @@ def test_sweeps_count_from_the_rate_that_validation_chooses():
     (found,) = rates.sweeps(rows)
     assert (found.best_rate, found.best, found.needed) == (1e-3, 90.0, 7)
     assert found.within == {"fixed": 2, "controller": 5}
-    verdict = rates.verdicts([], [found], {})[3]
+    verdict = rates.verdicts([], [found], {})[6]
     assert verdict.reached is False and "Controller 5, fixed 2" in verdict.text
 
 

@@ -28,6 +28,7 @@ METHODS = {
     "schedule_free": "schedule-free AdamW",
     "prodigy": "Prodigy",
     "controller": "controller",
+    "layers": "controller, a rate for each tensor",
     "adapted": "adapted controller",
 }
 _PACKAGES = {"schedule_free": "schedulefree", "prodigy": "prodigyopt"}

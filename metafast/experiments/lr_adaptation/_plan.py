@@ -70,7 +70,7 @@ class Plan:
         return self.training(name, "adaptation")
 
     def layers(self, name: str) -> Training:
-        """The controller with a rate for each tensor, for the heat map."""
+        """The first seed of the controller with a rate for each tensor, for the heat map."""
         return self.training(name, "layers")
 
     def sweep(self, name: str, method: str) -> dict[float, list[Training]]:
@@ -85,7 +85,7 @@ class Plan:
             own = [method for method in self.methods if method not in (*_CHOSEN, "adapted")]
             # seed by seed, so that what else the machine does falls on all methods
             wanted += [self.training(name, method, seed=seed) for seed in range(self.seeds) for method in own]
-            wanted += [self.layers(name), self.adaptation(name)]
+            wanted.append(self.adaptation(name))
         for name in self.swept:
             wanted += [each for method in SWEPT for row in self.sweep(name, method).values() for each in row]
         return _once(wanted)

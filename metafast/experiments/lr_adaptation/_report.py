@@ -96,7 +96,7 @@ def _figures(results: Results, name: str, root: Path) -> list[tuple[str, Any, st
             "layers",
             plots.rate_heatmap(history_of(layers), labels_of_rates(layers), title=facts["title"]),
             "What the controller does where each tensor has a rate of its own (first seed; test accuracy "
-            f"{facts['layers_accuracy']:.1f} %). All rows of the table have one rate.",
+            f"{facts['layers_accuracy']:.1f} %).",
         ),
     ]
 
@@ -138,7 +138,7 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
         f"{each['search_seconds']:.0f}" if each["search_seconds"] else "",
         f"{each['rate']:g}",
         f"{each['final_rate']:.2g}",
-        str(each["events"]) if each["method"] in ("controller", "adapted") else "",
+        str(each["events"]) if each["method"] in ("controller", "layers", "adapted") else "",
     ]
 
 

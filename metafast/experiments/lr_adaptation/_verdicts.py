@@ -172,33 +172,7 @@ def verdicts(found: Sequence[Summary], swept: Sequence[Sweep], held_out: Mapping
     """
     table = {(each.pair, each.method): each for each in found}
     names = [name for name in HELD_OUT if (name, "controller") in table and held_out[name]]
-    many = math.ceil(SHARE * len(HELD_OUT))
-    fixed = {name: _ahead(table, name, "controller", "fixed") for name in names}
-    grid = {name: _ahead(table, name, "controller", "grid") for name in names}
-    close = [name for name in names if fixed[name] >= -_standard_error(table, name, "controller", "fixed")]
-    quick = {name: (_steps(table[name, "controller"]), _steps(table[name, "fixed"])) for name in names}
-    faster = sum(mine < other for mine, other in quick.values())
-    better = sum(value >= 0 for value in fixed.values())
-    near = sum(value >= -POINT for value in grid.values())
-    made = [
-        Verdict(
-            "At least the accuracy of Adam at 0.001 on every held-out pair",
-            _judged(better, len(names), len(HELD_OUT), len(HELD_OUT)),
-            f"On {better} of {len(names)}, within one standard error on {len(close)}: {_listed(fixed)}",
-        ),
-        Verdict(
-            f"Within {POINT:g} point of the best of 7 rates on at least {100 * SHARE:g} % of them",
-            _judged(near, len(names), len(HELD_OUT), many),
-            f"On {near} of {len(names)}: {_listed(grid)}",
-        ),
-        Verdict(
-            f"Fewer steps to the threshold than Adam at 0.001 on at least {100 * SHARE:g} % of them",
-            _judged(faster, len(names), len(HELD_OUT), many),
-            f"On {faster} of {len(names)}: "
-            + ", ".join(f"{name} {_told(mine)} against {_told(other)}" for name, (mine, other) in quick.items())
-            + ".",
-        ),
-    ]
+    made = [verdict for method in ("controller", "layers") for verdict in _against_fixed(table, names, method)]
     by_pair = {each.pair: each for each in swept}
     for name, needed in SWEEP.items():
         mine = by_pair.get(name)
@@ -223,12 +197,45 @@ def verdicts(found: Sequence[Summary], swept: Sequence[Sweep], held_out: Mapping
     return made
 
 
+def _against_fixed(table: Mapping[tuple[str, str], Summary], names: Sequence[str], method: str) -> list[Verdict]:
+    """The three aims that a controller is held to; with a rate for each tensor they are told beside the others."""
+    many = math.ceil(SHARE * len(HELD_OUT))
+    who = "" if method == "controller" else ", with a rate for each tensor"
+    names = [name for name in names if (name, method) in table]
+    fixed = {name: _ahead(table, name, method, "fixed") for name in names}
+    grid = {name: _ahead(table, name, method, "grid") for name in names}
+    close = [name for name in names if fixed[name] >= -_standard_error(table, name, method, "fixed")]
+    quick = {name: (_steps(table[name, method]), _steps(table[name, "fixed"])) for name in names}
+    faster = sum(mine < other for mine, other in quick.values())
+    better = sum(value >= 0 for value in fixed.values())
+    near = sum(value >= -POINT for value in grid.values())
+    return [
+        Verdict(
+            f"At least the accuracy of Adam at 0.001 on every held-out pair{who}",
+            _judged(better, len(names), len(HELD_OUT), len(HELD_OUT)),
+            f"On {better} of {len(names)}, within one standard error on {len(close)}: {_listed(fixed)}",
+        ),
+        Verdict(
+            f"Within {POINT:g} point of the best of 7 rates on at least {100 * SHARE:g} % of them{who}",
+            _judged(near, len(names), len(HELD_OUT), many),
+            f"On {near} of {len(names)}: {_listed(grid)}",
+        ),
+        Verdict(
+            f"Fewer steps to the threshold than Adam at 0.001 on at least {100 * SHARE:g} % of them{who}",
+            _judged(faster, len(names), len(HELD_OUT), many),
+            f"On {faster} of {len(names)}: "
+            + ", ".join(f"{name} {_told(mine)} against {_told(other)}" for name, (mine, other) in quick.items())
+            + ".",
+        ),
+    ]
+
+
 def winners(found: Sequence[Summary]) -> dict[str, dict[str, float]]:
     """Pair to methods that are better than the controller, and by how many points."""
     table = {(each.pair, each.method): each for each in found}
     made: dict[str, dict[str, float]] = {}
     for pair, method in table:
-        if (pair, "controller") in table and method not in ("controller", "adapted"):
+        if (pair, "controller") in table and method not in ("controller", "layers", "adapted"):
             ahead = _ahead(table, pair, method, "controller")
             if ahead > 0:
                 made.setdefault(pair, {})[method] = ahead
