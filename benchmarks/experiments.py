@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder")
     options = parser.parse_args(argv)
     found = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
+    for row in [*found["rows"], *found.get("sweep_rows", [])]:
+        row.pop("looks", None)  # curves stay in the run records: they would be most of the file
     name = options.experiment.replace("-", "_")
     stem = options.output / name
     write_results(stem.with_suffix(".json"), {**provenance(name), **found})

@@ -21,6 +21,7 @@ SHORT = {
     "schedule_free": "schedule-free",
     "prodigy": "Prodigy",
     "controller": "**controller**",
+    "layers": "**the same, per tensor**",
     "adapted": "**adapted**",
 }
 
