@@ -220,10 +220,12 @@ class RateRule(ABC):
             self._rest -= 1
         else:
             progress = math.nan if self.total_steps is None else min(1.0, self._calls / self.total_steps)
-            change = self._decide(
-                self._statistics.read(), rates, mean, spread, torch.tensor(progress, device=device, dtype=mean.dtype)
-            )
+            share = torch.full((), progress, device=device)  # filled there: nothing waits for the host
+            change = self._decide(self._statistics.read(), rates, mean, spread, share)
             change = torch.where(change.isfinite(), change, 0.0).double()
+            if self._processes() > 1 and device.type != "cpu":  # sums on a GPU have no order
+                dist.all_reduce(change, group=self._group)
+                change /= self._processes()
             self._move(self._log_factors + change)
         message = torch.cat([numbers, self._log_factors, rates])
         if device.type == "cpu":

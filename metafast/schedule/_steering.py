@@ -24,9 +24,11 @@ class Steering(ABC):
         device = self.optimizer.param_groups[0]["params"][0].device
         rows = []
         for group in self.optimizer.param_groups:
-            lr = group["lr"]
-            rate = lr.detach() if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64)
-            rows.append(rate.to(device, torch.float64).reshape(1).expand(len(group["params"])))
+            lr, count = group["lr"], len(group["params"])
+            if isinstance(lr, Tensor):
+                rows.append(lr.detach().to(device, torch.float64).reshape(1).expand(count))
+            else:  # filled on the device: a copy from the host would wait for it
+                rows.append(torch.full((count,), float(lr), dtype=torch.float64, device=device))
         return torch.cat(rows)
 
     @abstractmethod

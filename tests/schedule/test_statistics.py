@@ -90,3 +90,29 @@ def test_grad_scale_does_not_change_what_is_seen() -> None:
         opt.state.clear()
         opt.zero_grad()
     torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("per", ["global", "tensor"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_steers_on_a_gpu_as_on_the_cpu(name: str, per: str) -> None:
+    """Fused optimizers take the factors as they are; others get them half an interval later, and end near by."""
+    theirs, ours, options = PAIRS[name]
+    for make, tolerance in ((ours, 2e-2), (theirs, 0.5)):
+        found = []
+        for device in ("cpu", "cuda"):
+            model, x, y = problem()
+            model, x, y = model.to(device), x.to(device), y.to(device)
+            opt = make(model.parameters(), **options)
+            ctl = LRController.load().attach(opt, interval=4, per=per, total_steps=40)
+            for step in range(40):
+                opt.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                checked = device == "cuda" and make is ours and step > 8
+                torch.cuda.set_sync_debug_mode("error" if checked else "default")
+                opt.step()
+                ctl.step(loss)
+                torch.cuda.set_sync_debug_mode("default")
+            found.append(torch.tensor(list(ctl.lr().values())))
+        torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=0)
