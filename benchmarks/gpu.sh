@@ -45,7 +45,7 @@ part env 20 "$PYTHON" -c 'import json; from metafast import ops; print(json.dump
 # Several processes, where pytest-xdist is there: compiling the Triton kernels is most of the time.
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-mapfile -t command < <(tests -m gpu "${workers[@]}" tests/ops tests/cuda tests/optim tests/triton)
+mapfile -t command < <(tests -m gpu "${workers[@]}" tests/ops tests/cuda tests/optim tests/schedule tests/triton)
 part tests 130 "${command[@]}"
 
 part throughput 60 "$PYTHON" -m benchmarks.throughput.cuda --sizes tiny billion --rounds 5 \

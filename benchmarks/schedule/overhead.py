@@ -39,13 +39,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 PER = ("global", "tensor")
 
 
-def period(workload: str, optimizer: str, per: str | None) -> Period:
+def period(workload: str, optimizer: str, per: str | None, device: str) -> Period:
     """Ten steps."""
     make, shape = WORKLOADS[workload]
-    model = make()
+    model = make().to(device)
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(32, *shape, generator=generator), torch.randint(10, (32,), generator=generator))
+        (
+            torch.randn(32, *shape, generator=generator).to(device),
+            torch.randint(10, (32,), generator=generator).to(device),
+        )
         for _ in range(STEPS)
     ]
     opt = OPTIMIZERS[optimizer](model.parameters())
@@ -61,17 +64,19 @@ def period(workload: str, optimizer: str, per: str | None) -> Period:
             opt.step()
             if controller is not None:
                 controller.step(loss)
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return run
 
 
-def measure(workload: str, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def measure(workload: str, rounds: int, clock: Callable[[], float], device: str) -> list[dict[str, Any]]:
     """Rows of one workload."""
     periods, base = {}, {}
     for optimizer in OPTIMIZERS:
         for per in (None, *PER):
             name = optimizer if per is None else f"{optimizer}, controller per {per}"
-            periods[name], base[name] = period(workload, optimizer, per), optimizer
+            periods[name], base[name] = period(workload, optimizer, per, device), optimizer
     return measure_periods(periods, base, STEPS, rounds, clock)
 
 
@@ -94,13 +99,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--output", type=Path, default=RESULTS / "schedule_overhead.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    content: dict[str, Any] = {**provenance("schedule_overhead"), "clock": args.clock, "runs": []}
+    content: dict[str, Any] = {
+        **provenance("schedule_overhead"),
+        "clock": args.clock,
+        "device": args.device,
+        "runs": [],
+    }
     for workload in args.workloads:
-        rows = measure(workload, args.rounds, CLOCKS[args.clock])
+        rows = measure(workload, args.rounds, CLOCKS[args.clock], args.device)
         content["runs"].append({"workload": workload, "threads": args.threads, "rounds": args.rounds, "rows": rows})
         write_results(args.output, content)
     print(table(content))
