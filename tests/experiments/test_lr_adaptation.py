@@ -307,6 +307,8 @@ def test_a_folder_is_for_one_controller(data, tmp_path, monkeypatch):
     with pytest.raises(rates.OtherSettingsError, match="seed 1, not 2; give the same options"):
         rates.check_folder(dataclasses.replace(PLAN, seed=2), tmp_path)
     monkeypatch.setattr("tests.experiments.lr_adaptation_cases.RECORD", {**RECORD, "date": "later"})
+    rates.check_folder(PLAN, tmp_path)  # made again, the same
+    monkeypatch.setattr("tests.experiments.lr_adaptation_cases.Controller.digest", lambda self: "another")
     with pytest.raises(rates.OtherSettingsError, match="controller 'default' \\(as it was then\\)"):
         rates.check_folder(PLAN, tmp_path)
 
