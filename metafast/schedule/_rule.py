@@ -139,7 +139,7 @@ class RateRule(ABC):
         self._factors = torch.ones(len(params), dtype=torch.float64, device=device)
         self._losses: list[Tensor] = []
         self._message: tuple[Any, Tensor, int] | None = None
-        self._lag = 0 if device.type == "cpu" else max(1, interval // 2)
+        self._lag = interval // 2  # steps that numbers from a GPU have time to arrive
         self._calls, self._first, self._best = 0, math.nan, math.inf
         self._recent: list[float] = []
         self._rest, self._losts, self._since = 0, 0, 0
