@@ -9,7 +9,7 @@ from metafast.experiments.lr_adaptation import Recipe, Setup
 TEXT = {"length": 8, "buckets": 5000}
 RNN = {"dim": 4, "hidden": 4}
 ENCODER = {"dim": 8, "layers": 1, "heads": 2}
-SIZES = (24, 10, 12, 6, 3)  # train, val, test, steps, short
+SIZES = (24, 10, 12, 6)  # train, val, test, steps
 
 
 def setup(data, model, sizes, encoding=None):
@@ -80,7 +80,7 @@ class Controller:
         return dict.fromkeys(range(count), group["lr"])
 
     def adapt(self, task, steps, seed):
-        assert steps == 5 and task.steps == SIZES[4] and task.batch_size == 8
+        assert steps == 5 and task.steps == SIZES[3] and task.batch_size == 8
         assert task.model(seed)(task.train.inputs[:2]).shape[0] == 2 and len(task.val.labels)
         return Controller(1 / self.factor)
 

@@ -57,7 +57,7 @@ def adapt(setup, parts, seed):
 
     task = SimpleNamespace(
         model=lambda seed: _pairs.build_model(setup, seed), train=parts.train, val=parts.val, batch_size=8,
-        steps=setup.short,
+        steps=setup.steps,
     )  # fmt: skip
     return _controller.load().adapt(task, steps=_recipes.RUNS, seed=seed)
 

@@ -59,7 +59,7 @@ def load(file: str | Path = SHIPPED) -> Any:
 
 
 def adapt(setup: Setup, parts: Splits, seed: int) -> Any:
-    """The shipped controller after a few short runs on training and validation data."""
+    """The shipped controller after a few runs on training and validation data."""
     from metafast.schedule import Task
 
     task = Task(
@@ -68,7 +68,7 @@ def adapt(setup: Setup, parts: Splits, seed: int) -> Any:
         train=parts.train,
         val=parts.val,
         batch_size=setup.batch_size,
-        steps=setup.short,
+        steps=setup.steps,
         data=setup.data,
     )
     return load().adapt(task, steps=RUNS, seed=seed)

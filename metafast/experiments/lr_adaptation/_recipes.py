@@ -7,7 +7,7 @@ from typing import Any
 
 RATE = 1e-3  # Adam's usual one, where everything starts that is not told otherwise
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the grid and of the sweep
-RUNS = 5  # short runs that the controller adapts by
+RUNS = 5  # that the controller adapts by, each as long as the training: shorter ones favour rates that are too high
 # What the aims are about. None of their data and models was used in meta-training; the code looks.
 HELD_OUT = (
     "cifar10/resnet18",
@@ -37,7 +37,6 @@ class Setup:
         model: name of the model.
         train, val, test: examples of each part; None: all (of validation: a tenth of what there is to train on).
         steps: of a training.
-        short: steps of each of the runs that the controller adapts by.
         sizes: of the model, as it takes them.
         encoding: of texts: "length" in tokens and "buckets" of words.
         watch: validation examples that the progress of a training is measured on.
@@ -50,7 +49,6 @@ class Setup:
     val: int | None
     test: int | None
     steps: int
-    short: int
     sizes: dict[str, Any] = field(default_factory=dict)
     encoding: dict[str, int] = field(default_factory=dict)
     watch: int = 1000
@@ -90,22 +88,22 @@ FULL = Recipe(
     name="full",
     seeds=3,
     setups=_by_name(
-        Setup("cifar10", "resnet18", None, None, None, 15_000, 2_000, {"width": 64}),
-        Setup("cifar10", "vit", None, None, None, 15_000, 2_000, {"patch": 4, **_TINY_VIT}),
-        Setup("fashion_mnist", "resnet18", None, None, None, 12_000, 2_000, {"width": 64}),
-        Setup("mnist", "vit", None, None, None, 12_000, 2_000, {"patch": 4, **_TINY_VIT}),
-        Setup("imdb", "gru", None, None, None, 6_000, 1_000, {"dim": 128, "hidden": 256}, {**_TEXT, "length": 256}),
-        Setup("ag_news", "lstm", None, None, None, 12_000, 2_000, {"dim": 128, "hidden": 256}, _TEXT),
-        Setup("ag_news", "bert", None, None, None, 6_000, 500, {"name": "bert-base-uncased"}, {"length": 128}),
-        Setup("imdb", "roberta", None, None, None, 3_000, 500, {"name": "roberta-base"}, {"length": 256}),
-        Setup("few_rel", "gru", None, None, 2_000, 5_000, 1_000, {"dim": 128, "hidden": 256}, _TEXT),
-        Setup("conllpp", "lstm", None, None, None, 8_000, 1_000, {"dim": 128, "hidden": 256, "pool": "last"}, _TEXT),
-        Setup("yelp", "bert", None, None, None, 20_000, 500, {"name": "bert-base-uncased"}, {"length": 128}),
-        Setup("few_nerd", "lstm", None, None, None, 8_000, 1_000, {"dim": 128, "hidden": 256, "pool": "last"}, _TEXT),
-        Setup("mnist", "mlp", None, None, None, 9_000, 1_000, {"hidden": (128,)}),
-        Setup("fashion_mnist", "mlp", None, None, None, 9_000, 1_000, {"hidden": (128,)}),
-        Setup("cifar10", "cnn", None, None, None, 9_000, 1_000, {"width": 16, "stride": 2}),
-        Setup("ag_news", "embedding", None, None, None, 9_000, 1_000, {"dim": 32}, _TEXT),
+        Setup("cifar10", "resnet18", None, None, None, 15_000, {"width": 64}),
+        Setup("cifar10", "vit", None, None, None, 15_000, {"patch": 4, **_TINY_VIT}),
+        Setup("fashion_mnist", "resnet18", None, None, None, 12_000, {"width": 64}),
+        Setup("mnist", "vit", None, None, None, 12_000, {"patch": 4, **_TINY_VIT}),
+        Setup("imdb", "gru", None, None, None, 6_000, {"dim": 128, "hidden": 256}, {**_TEXT, "length": 256}),
+        Setup("ag_news", "lstm", None, None, None, 12_000, {"dim": 128, "hidden": 256}, _TEXT),
+        Setup("ag_news", "bert", None, None, None, 6_000, {"name": "bert-base-uncased"}, {"length": 128}),
+        Setup("imdb", "roberta", None, None, None, 3_000, {"name": "roberta-base"}, {"length": 256}),
+        Setup("few_rel", "gru", None, None, 2_000, 5_000, {"dim": 128, "hidden": 256}, _TEXT),
+        Setup("conllpp", "lstm", None, None, None, 8_000, {"dim": 128, "hidden": 256, "pool": "last"}, _TEXT),
+        Setup("yelp", "bert", None, None, None, 20_000, {"name": "bert-base-uncased"}, {"length": 128}),
+        Setup("few_nerd", "lstm", None, None, None, 8_000, {"dim": 128, "hidden": 256, "pool": "last"}, _TEXT),
+        Setup("mnist", "mlp", None, None, None, 9_000, {"hidden": (128,)}),
+        Setup("fashion_mnist", "mlp", None, None, None, 9_000, {"hidden": (128,)}),
+        Setup("cifar10", "cnn", None, None, None, 9_000, {"width": 16, "stride": 2}),
+        Setup("ag_news", "embedding", None, None, None, 9_000, {"dim": 32}, _TEXT),
     ),
     about="all of the data, ResNet-18 with 64 channels, DeiT-Tiny, BERT-base and RoBERTa-base, from METAFAST_DATA or "
     "the hub. Yelp and Few-NERD are on the hub alone; they are shown, and not part of the aims. Meant for a GPU.",
@@ -120,27 +118,27 @@ REDUCED = Recipe(
     name="reduced",
     seeds=3,
     setups=_by_name(
-        Setup("cifar10", "resnet18", 8_000, 500, 2_000, 600, 150, {"width": 4}, watch=500),
-        Setup("cifar10", "vit", 8_000, 500, 2_000, 1_200, 200, {"patch": 8, **_SMALL_VIT}, watch=500),
-        Setup("fashion_mnist", "resnet18", 8_000, 500, 2_000, 600, 150, {"width": 4}, watch=500),
-        Setup("mnist", "vit", 8_000, 500, 2_000, 1_200, 200, {"patch": 7, **_SMALL_VIT}, watch=500),
-        Setup("imdb", "gru", 3_200, 500, 2_000, 700, 150, _SMALL_RNN, _SMALL_TEXT, watch=500),
-        Setup("ag_news", "lstm", 8_000, 500, 2_000, 1_000, 200, _SMALL_RNN, _SMALL_TEXT, watch=500),
-        Setup("ag_news", "bert", 8_000, 500, 2_000, 600, 150, _SMALL_ENCODER, {**_SMALL_TEXT, "length": 32}, watch=500),
-        Setup("imdb", "roberta", 3_200, 500, 2_000, 500, 150, _SMALL_ENCODER, _SMALL_TEXT, watch=500),
-        Setup("few_rel", "gru", 8_000, 500, 2_000, 800, 150, _SMALL_RNN, _SMALL_TEXT, watch=500),
-        Setup("conllpp", "lstm", 8_000, 500, 2_000, 1_500, 200, {**_SMALL_RNN, "pool": "last"}, _SMALL_TEXT, watch=500),
-        Setup("mnist", "mlp", 16_000, 1_000, 5_000, 1_500, 200, {"hidden": (128,)}, watch=500),
-        Setup("fashion_mnist", "mlp", 16_000, 1_000, 5_000, 1_500, 200, {"hidden": (128,)}, watch=500),
-        Setup("cifar10", "cnn", 8_000, 1_000, 2_000, 800, 200, {"width": 16, "stride": 2}, watch=500),
-        Setup("ag_news", "embedding", 8_000, 1_000, 5_000, 1_500, 200, {"dim": 32}, _SMALL_TEXT, watch=500),
+        Setup("cifar10", "resnet18", 8_000, 500, 2_000, 600, {"width": 4}, watch=500),
+        Setup("cifar10", "vit", 8_000, 500, 2_000, 1_200, {"patch": 8, **_SMALL_VIT}, watch=500),
+        Setup("fashion_mnist", "resnet18", 8_000, 500, 2_000, 600, {"width": 4}, watch=500),
+        Setup("mnist", "vit", 8_000, 500, 2_000, 1_200, {"patch": 7, **_SMALL_VIT}, watch=500),
+        Setup("imdb", "gru", 3_200, 500, 2_000, 700, _SMALL_RNN, _SMALL_TEXT, watch=500),
+        Setup("ag_news", "lstm", 8_000, 500, 2_000, 1_000, _SMALL_RNN, _SMALL_TEXT, watch=500),
+        Setup("ag_news", "bert", 8_000, 500, 2_000, 600, _SMALL_ENCODER, {**_SMALL_TEXT, "length": 32}, watch=500),
+        Setup("imdb", "roberta", 3_200, 500, 2_000, 500, _SMALL_ENCODER, _SMALL_TEXT, watch=500),
+        Setup("few_rel", "gru", 8_000, 500, 2_000, 800, _SMALL_RNN, _SMALL_TEXT, watch=500),
+        Setup("conllpp", "lstm", 8_000, 500, 2_000, 1_500, {**_SMALL_RNN, "pool": "last"}, _SMALL_TEXT, watch=500),
+        Setup("mnist", "mlp", 16_000, 1_000, 5_000, 1_500, {"hidden": (128,)}, watch=500),
+        Setup("fashion_mnist", "mlp", 16_000, 1_000, 5_000, 1_500, {"hidden": (128,)}, watch=500),
+        Setup("cifar10", "cnn", 8_000, 1_000, 2_000, 800, {"width": 16, "stride": 2}, watch=500),
+        Setup("ag_news", "embedding", 8_000, 1_000, 5_000, 1_500, {"dim": 32}, _SMALL_TEXT, watch=500),
     ),
     about="small models and parts of the data, so that all of it takes 45 minutes on two cores: ResNet-18 a sixteenth "
     "as wide, transformers of two layers with random weights, 64 units in LSTM and GRU, texts of up to 48 tokens, 500 "
     "to 1,500 steps. CoNLL++ stands in for Few-NERD.",
 )
 
-_SMOKE: dict[str, Any] = {"train": 1_000, "val": 200, "test": 400, "steps": 100, "short": 50, "watch": 200}
+_SMOKE: dict[str, Any] = {"train": 1_000, "val": 200, "test": 400, "steps": 100, "watch": 200}
 SMOKE = Recipe(
     name="smoke",
     seeds=2,

@@ -185,7 +185,7 @@ def _section(results: Results, name: str, pictures: list[str]) -> str:
     if "threshold" in facts:
         told = (
             f" Threshold: {100 * facts['threshold']:.1f} % of validation accuracy, 95 % of the best that Adam at 0.001 "
-            f"reaches. The grid chose {facts['best_rate']:g}. The controller was adapted by 5 runs of {setup['short']} "
+            f"reaches. The grid chose {facts['best_rate']:g}. The controller was adapted by 5 runs of {setup['steps']} "
             f"steps, in {facts['adaptation_seconds']:.0f} CPU seconds."
         )
     caption = (
@@ -250,7 +250,7 @@ def _body(results: Results, parts: list[str], command: str) -> str:
 {note(results)}
 {told}
 <p>Adam with batches of 32 from a rate of 0.001: fixed, with a schedule, or under
-<code>metafast.schedule.LRController</code>, as shipped and adapted to the task by five short runs. The best of seven
+<code>metafast.schedule.LRController</code>, as shipped and adapted to the task by five runs. The best of seven
 fixed rates and a cosine from it cost seven trainings before; schedule-free AdamW and Prodigy have their own rates.
 Nothing was chosen on test data.</p>
 {aims(results["verdicts"])}

@@ -68,7 +68,7 @@ class Training:
     @property
     def steps(self) -> int:
         """Training steps."""
-        return RUNS * self.setup.short if self.method == "adaptation" else self.setup.steps
+        return RUNS * self.setup.steps if self.method == "adaptation" else self.setup.steps
 
     def load(self) -> tuple[Splits, Samples]:
         """Its data and the validation examples that are looked at during training, read once in a process."""
@@ -199,7 +199,7 @@ def _config(training: Training) -> dict[str, Any]:
 
 
 def _adapt(training: Training, folder: Path) -> None:
-    """Interrupted, it begins again: it is short."""
+    """Interrupted, it begins again."""
     parts, _ = training.load()
     seed_all(training.seed)
     run, _ = open_record(folder, _config(training), training.seed, TAG)

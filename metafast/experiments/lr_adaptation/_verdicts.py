@@ -189,7 +189,7 @@ def verdicts(found: Sequence[Summary], swept: Sequence[Sweep], held_out: Mapping
     gained = sum(value > 1e-6 for value in adapted.values())  # means of the same numbers differ in the last bit
     made.append(
         Verdict(
-            "Adapted by 5 short runs better than unadapted on at least 4 of 5 held-out pairs",
+            "Adapted by 5 runs better than unadapted on at least 4 of 5 held-out pairs",
             _judged(gained, len(judged), len(ADAPTED), len(ADAPTED) - 1),
             f"On {gained} of {len(judged)}: {_listed(adapted)}",
         )
