@@ -123,7 +123,7 @@ class LRController(RateRule):
         return cls(meta_train(tasks, **options))
 
     def adapt(self, task: Task, steps: int = 5, seed: int = 0, **attach: Any) -> LRController:
-        """A controller for one task, after a handful of short trainings on it.
+        """A controller for one task, after a handful of trainings on it.
 
         What changes is one number: the size of update that the controller wants is shifted up or down. The first run is
         made with no shift, the next two with one in either direction, all others where a parabola through the three
@@ -131,7 +131,8 @@ class LRController(RateRule):
         the controller that it came from by what these runs can tell.
 
         Args:
-            task: model, data and length of a short training; judged by `task.val`.
+            task: model, data and length of a training; judged by `task.val`. Make it as long as the training that is
+                to be steered: shorter runs favour rates that are too high for it (benchmarks/schedule).
             steps: trainings. Default 5.
             seed: of weights and order of the data, the same in every run.
             attach: arguments of `attach`, such as `per` and `interval`.

@@ -12,8 +12,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from benchmarks import periods
-from benchmarks.schedule import overhead
+from benchmarks.schedule import adaptation, overhead
 from metafast.models import MLP
+from tests.schedule.cases import task
 
 
 def test_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +42,11 @@ def test_periods_take_turns() -> None:
     assert [row["ratio"]["median"] for row in rows] == [1.0, 3.0]
     assert [row["ms"] for row in rows] == [500.0, 1500.0]
     assert order == [*"ab", *"aabb", *"bbaa", *"aabb"]
+
+
+def test_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "STEPS", 20)
+    row = adaptation.measure(task(), [10, 20], [7], runs=2)
+    text = adaptation.table({"lengths": [10, 20], "rows": {"toy": row}})
+    assert list(row) == ["10", "20"]
+    assert text.count("\n") == 3
