@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("datasets", reason="the datasets package is not installed")
 pytest.importorskip("transformers", reason="the transformers package is not installed")
 
-from benchmarks.tune import online
+from benchmarks import experiments
 from metafast.cli import build_app
 from metafast.data import DatasetNotFoundError
 from metafast.experiments import online_tuning as tuning
@@ -50,7 +50,7 @@ def test_one_experiment_and_then_more_seeds(tiny, tmp_path):
     assert "a few steps." in page and "--only lstm --seeds 1" in page
 
     before = json.loads((output / "results.json").read_text())
-    online.main([str(output), "--output", str(tmp_path / "online_tuning")])
+    experiments.main(["online-tuning", str(output), "--output", str(tmp_path)])
     kept = json.loads((tmp_path / "online_tuning.json").read_text())
     assert kept["rows"] == before["rows"] and kept["benchmark"] == "online_tuning" and kept["machine"]
     assert (tmp_path / "online_tuning.png").stat().st_size > 5_000
