@@ -27,3 +27,12 @@ def fraction(name: str, value: Any) -> float:
     if not (math.isfinite(value) and 0 < value < 1):
         raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
     return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a finite float above 0, or an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number above 0, got {value!r} ({type(value).__name__})")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+    return float(value)

@@ -100,7 +100,7 @@ class LRController(RateRule):
 
     def digest(self) -> str:
         """Checksum of what it learned."""
-        return _file._checksum(self.learned.weights) + f":{self.learned.shift:.6g}"
+        return _file.checksum(self.learned.weights) + f":{self.learned.shift:.6g}"
 
     # ---- training and adapting it
 

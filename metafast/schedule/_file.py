@@ -56,7 +56,7 @@ def write(learned: Learned, path: str | os.PathLike[str]) -> None:
         "interval": learned.interval,
         "shift": learned.shift,
         "record": learned.record,
-        "checksum": _checksum(learned.weights),
+        "checksum": checksum(learned.weights),
     }
     metadata = {"metafast": json.dumps(about)}
     replace_file(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
@@ -95,12 +95,13 @@ def read(path: str | os.PathLike[str]) -> Learned:
             got = f"{tensors[name].dtype} {list(tensors[name].shape)}"
             raise ValueError(f"tensor {name!r} of {file} must be float32 {list(size)}, got {got}")
     weights = torch.cat([tensors[name].reshape(-1) for name in shape.parts])
-    if about.get("checksum") != _checksum(weights) or not bool(weights.isfinite().all()):
+    if about.get("checksum") != checksum(weights) or not bool(weights.isfinite().all()):
         raise ValueError(f"{file} is damaged: its tensors do not have the checksum that was written with them")
     return Learned(
         shape, weights, float(about["max_change"]), int(about["interval"]), float(about["shift"]), about["record"]
     )
 
 
-def _checksum(weights: Tensor) -> str:
+def checksum(weights: Tensor) -> str:
+    """SHA-256 of the weights."""
     return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()

@@ -40,24 +40,18 @@ class Judge:
         self.tasks, self.rates, self.seeds = tasks, rates, seeds
         self.interval, self.per, self.steps, self.seed = interval, per, steps, seed
 
-    def losses(self, shape: _policy.Shape, weights: Tensor, max_change: float) -> Tensor:
-        """Final validation losses, float32 `[tasks, rates, seeds]`; with a `max_change` of 1e-9 the rates stay."""
-        return self._ends(shape, weights, max_change)[0]
-
     def score(self, shape: _policy.Shape, weights: Tensor, max_change: float) -> float:
-        """The mean of what meta-training lowers, at the end of every training."""
-        losses, first = self._ends(shape, weights, max_change)
-        return float(score(losses, first).mean())
+        """The mean of what meta-training lowers, at the end of every training.
 
-    def _ends(self, shape: _policy.Shape, weights: Tensor, max_change: float) -> tuple[Tensor, Tensor]:
-        ends, firsts = [], []
+        With a `max_change` of 1e-9 the rates stay where they start.
+        """
+        ends = []
         for task in self.tasks:
             steps = self.steps or task.steps
             starts = [Start(self.seed + s, rate, steps) for rate in self.rates for s in range(self.seeds)]
             trainings = Trainings(task, starts, 1, self.per, self.interval, self.seed)
             for _ in range(steps // self.interval):
                 trainings.run(shape, weights, max_change)
-            ends.append(torch.stack([trainings.validate() for _ in range(8)]).mean(0))
-            firsts.append(trainings.first_loss)
-        table = (len(self.tasks), len(self.rates), self.seeds)
-        return torch.stack(ends).view(table), torch.stack(firsts).view(table)
+            losses = torch.stack([trainings.validate() for _ in range(8)]).mean(0)
+            ends.append(score(losses, trainings.first_loss))
+        return float(torch.stack(ends).mean())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metafast._checks import integer
+from metafast._checks import integer, positive
 from metafast.runs import Run, versions
 from metafast.schedule import _features, _policy
 from metafast.schedule._file import Learned
@@ -147,7 +147,7 @@ class _MetaTraining:
     def __init__(
         self, tasks: Sequence[Task], validation: Sequence[Task], settings: Settings, seed: int, root: Path
     ) -> None:
-        self.settings, self.validation = settings, validation
+        self.settings = settings
         self.shape = _policy.Shape(len(_features.NAMES), settings.hidden)
         self.model = nn.ParameterDict({"weights": nn.Parameter(self.shape.initial(seed))})
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.meta_lr, betas=(0.9, 0.99))
@@ -204,39 +204,34 @@ class _MetaTraining:
         progress: Callable[[dict[str, float]], None] | None,
     ) -> Learned:
         s, weights = self.settings, self.model["weights"]
-        threads = torch.get_num_threads()
         saved = began = time.process_time()
         before = self.seconds
         with self.record:
-            try:
-                while self.update < updates and self.seconds < seconds:
-                    estimates, means = [], []
-                    for learner in self.learners.values():
-                        estimate, mean = learner.gradient(self.shape, weights.detach(), s.max_change, s.dropout)
-                        estimates.append(estimate)
-                        means.append(mean)
-                    weights.grad = _combined(estimates, s.method)
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = s.meta_lr * (0.5 ** (self.update / s.halve) if s.halve else 1.0)
-                    self.optimizer.step()
-                    self.update += 1
-                    self.seconds = before + time.process_time() - began
-                    row = {"train_score": sum(means) / len(means), "seconds": self.seconds}
-                    due = self.update % validate_every == 0 or self.update == updates or self.seconds >= seconds
-                    if self.judge is not None and due:
-                        row["val_score"] = self._validate(weights.detach())
-                    self.record.log(step=self.update, **row)
-                    if progress is not None:
-                        progress({"update": float(self.update), **row})
-                    late = (self.update - self.best_update) // validate_every
-                    if self.judge is not None and patience is not None and due and late >= patience:
-                        break
-                    if time.process_time() - saved > _SAVE_SECONDS:
-                        self._save()
-                        saved = time.process_time()
-            finally:
-                if threads != torch.get_num_threads():
-                    torch.set_num_threads(threads)
+            while self.update < updates and self.seconds < seconds:
+                estimates, means = [], []
+                for learner in self.learners.values():
+                    estimate, mean = learner.gradient(self.shape, weights.detach(), s.max_change, s.dropout)
+                    estimates.append(estimate)
+                    means.append(mean)
+                weights.grad = _combined(estimates, s.method)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = s.meta_lr * (0.5 ** (self.update / s.halve) if s.halve else 1.0)
+                self.optimizer.step()
+                self.update += 1
+                self.seconds = before + time.process_time() - began
+                row = {"train_score": sum(means) / len(means), "seconds": self.seconds}
+                due = self.update % validate_every == 0 or self.update == updates or self.seconds >= seconds
+                if self.judge is not None and due:
+                    row["val_score"] = self._validate(weights.detach())
+                self.record.log(step=self.update, **row)
+                if progress is not None:
+                    progress({"update": float(self.update), **row})
+                late = (self.update - self.best_update) // validate_every
+                if self.judge is not None and patience is not None and due and late >= patience:
+                    break
+                if time.process_time() - saved > _SAVE_SECONDS:
+                    self._save()
+                    saved = time.process_time()
             self._save()
         return self._learned(weights.detach())
 
@@ -301,9 +296,7 @@ def _checked(preset: Settings, settings: dict[str, Any]) -> Settings:
     for name in ("hidden", "interval", "intervals", "pairs"):
         integer(name, getattr(chosen, name), minimum=1)
     for name in ("meta_lr", "sigma", "max_change"):
-        value = getattr(chosen, name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be above 0, got {value!r}")
+        positive(name, getattr(chosen, name))
     if not 0 <= chosen.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {chosen.dropout!r}")
     if chosen.order not in (1, 2):

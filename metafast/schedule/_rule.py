@@ -22,7 +22,7 @@ from metafast.schedule._steering import Steering, steering
 from metafast.schedule._watchdog import Copies, Watchdog
 
 _JUDGED_STEPS = 10  # at least, that the watchdog looks at together
-_ANY = (RuntimeError, ValueError, TypeError, NotImplementedError)
+_FAILURES = (RuntimeError, ValueError, TypeError)
 PER = ("global", "group", "tensor")
 
 
@@ -174,7 +174,7 @@ class RateRule(ABC):
         try:
             self._statistics.before_step(self.interval - 1 - position)
             self._steering.before_step()
-        except _ANY as error:
+        except _FAILURES as error:
             self._let_go(f"{type(error).__name__}: {error}")
 
     def _after_step(self, *_: Any) -> None:
@@ -202,7 +202,7 @@ class RateRule(ABC):
         if self._calls % self.interval == 0 and self._same_params():
             try:
                 self._look()
-            except _ANY as error:  # a training must not end because of what watches it
+            except _FAILURES as error:  # a training must not end because of what watches it
                 self._let_go(f"{type(error).__name__}: {error}")
 
     def _look(self) -> None:
@@ -240,7 +240,7 @@ class RateRule(ABC):
 
     def _move(self, log_factors: Tensor) -> None:
         """New factors, inside the bounds of the rates."""
-        base = self._units.pool(self._steering.base()[:, None])[:, 0] / self._counts
+        base = self._means(self._steering.base())
         low, high = (torch.full_like(base, math.log(bound)) for bound in self.bounds)
         high = torch.minimum(high, self._ceiling)
         usual = base.clamp(min=1e-30).log()
@@ -307,7 +307,7 @@ class RateRule(ABC):
             self._put(torch.zeros_like(self._log_factors))
         else:
             device = self._ceiling.device
-            used = self._units.pool(rates.to(device)[:, None])[:, 0] / self._counts
+            used = self._means(rates.to(device))
             self._ceiling = torch.minimum(self._ceiling, (0.5 * used).clamp(min=self.bounds[0]).log())
             factors = self._log_factors
             self._put(torch.where(factors > 0, 0.0, factors + math.log(guard.cut)))
@@ -349,16 +349,18 @@ class RateRule(ABC):
         """The rate of every parameter, float64 `[parameters]`, on the device."""
         return self._steering.base() * self._factors
 
+    def _means(self, values: Tensor) -> Tensor:
+        """The mean of `[parameters]` over each unit, `[U]`."""
+        return self._units.pool(values[:, None])[:, 0] / self._counts
+
     def _note(self) -> None:
-        rates = self._units.pool(self._effective()[:, None])[:, 0] / self._counts
-        self._history.add(self._calls, [rates])
+        self._history.add(self._calls, [self._means(self._effective())])
 
     def lr(self) -> dict[str, float]:
         """The effective rates now, by label: "all", "group 0", ..., or the names (or numbers) of the parameters."""
         if self.optimizer is None:
             return {}
-        rates = self._units.pool(self._effective()[:, None])[:, 0] / self._counts
-        return dict(zip(self.labels, rates.tolist(), strict=True))
+        return dict(zip(self.labels, self._means(self._effective()).tolist(), strict=True))
 
     @property
     def history(self) -> list[tuple[int, list[float]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metafast._checks import integer, positive
+from metafast.models._small import _seeded
 from metafast.schedule import _features
 from metafast.schedule._rule import RateRule
 
@@ -38,11 +39,7 @@ class Hypergradient(RateRule):
 
     def __init__(self, hyper_lr: float = 0.5) -> None:
         super().__init__()
-        if isinstance(hyper_lr, bool) or not isinstance(hyper_lr, int | float):
-            raise TypeError(f"hyper_lr must be a number, got {hyper_lr!r}")
-        if not (math.isfinite(hyper_lr) and hyper_lr > 0):
-            raise ValueError(f"hyper_lr must be above 0, got {hyper_lr!r}")
-        self.hyper_lr = float(hyper_lr)
+        self.hyper_lr = positive("hyper_lr", hyper_lr)
 
     def _begin(self, device: torch.device) -> None:
         pass
@@ -98,16 +95,10 @@ class MLRSNet(RateRule):
         super().__init__()
         if not callable(val_loss):
             raise TypeError(f"val_loss must be callable, got {type(val_loss).__name__}")
-        for name, value in (("max_lr", max_lr), ("meta_lr", meta_lr)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be above 0, got {value!r}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be an integer of at least 1, got {every!r}")
-        self.val_loss, self.max_lr, self.every = val_loss, float(max_lr), every
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        self.val_loss, self.max_lr = val_loss, positive("max_lr", max_lr)
+        self.every = integer("every", every, minimum=1)
+        positive("meta_lr", meta_lr)
+        with _seeded(seed):
             self.cell = torch.nn.LSTMCell(1, hidden)
             self.head = torch.nn.Linear(hidden, 1)
         self.meta_optimizer = torch.optim.Adam([*self.cell.parameters(), *self.head.parameters()], lr=meta_lr)
@@ -134,7 +125,7 @@ class MLRSNet(RateRule):
             if moving and mean.isfinite():
                 self._learn(rate)
         self._memory = torch.stack([h, c]).detach()
-        now = self._units.pool(rates[:, None])[:, 0] / self._counts
+        now = self._means(rates)
         return (rate.detach().double().clamp(*self.bounds) / now.clamp(min=1e-30)).log().reshape(1)
 
     def _learn(self, rate: Tensor) -> None:

@@ -79,14 +79,14 @@ class Statistics:
 
     def _measured(self) -> Tensor:
         assert self._before is not None and self._rates is not None
-        params = [local(p).detach() for p in self.params()]
-        device = params[0].device
+        params = self.params()
+        device = local(params[0]).device
         table = torch.full((len(params), 4), torch.nan, dtype=torch.float64, device=device)
-        there = [i for i, p in enumerate(self.params()) if p.grad is not None]
+        there = [i for i, p in enumerate(params) if p.grad is not None]
         if not there:
             return table
-        now, before = [params[i] for i in there], [self._before[i] for i in there]
-        grads = [_dense(local(p.grad)) for i in there if (p := self.params()[i]).grad is not None]
+        now, before = [local(params[i]).detach() for i in there], [self._before[i] for i in there]
+        grads = [_dense(local(p.grad)) for p in params if p.grad is not None]
         moved = torch._foreach_sub(before, now)
         decays = self._decays()
         if any(decays):

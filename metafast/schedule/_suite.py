@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metafast import models
 from metafast.data import Samples, bag_of_words, digits, hash_tokens, labels_of, load, split_validation
 from metafast.data._pictures import pictures
+from metafast.models._small import _seeded
 from metafast.schedule._tasks import Task
 from metafast.schedule._trainings import Start
 
@@ -156,29 +157,19 @@ def training_suite() -> list[Task]:
 
 
 def _normed_cnn(channels: int, classes: int, seed: int) -> nn.Module:
-    def make() -> nn.Module:
+    with _seeded(seed):
         layers: list[nn.Module] = []
         for before, after in ((channels, 8), (8, 16)):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
 
-    return _seeded(make, seed)
-
 
 def _normed_mlp(inputs: int, widths: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    def make() -> nn.Module:
+    with _seeded(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in zip((inputs, *widths), widths, strict=False):
             layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
         return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
-
-    return _seeded(make, seed)
-
-
-def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
 
 
 def validation_suite() -> list[Task]:

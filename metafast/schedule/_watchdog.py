@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metafast._checks import fraction, integer
+from metafast._checks import fraction, integer, positive
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,8 @@ class Watchdog:
     early: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("worse", "margin"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be above 0, got {value!r}")
+        positive("worse", self.worse)
+        positive("margin", self.margin)
         fraction("cut", self.cut)
         integer("hold", self.hold, minimum=0)
         integer("limit", self.limit, minimum=0)

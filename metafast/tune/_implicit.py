@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metafast._checks import integer
+from metafast._checks import integer, positive
 from metafast.tune._dynamics import Slots
 from metafast.tune._knobs import Knob
 from metafast.tune._methods import Method, Validate
 from metafast.tune._problem import Call, Problem
 from metafast.tune._reverse import gradient_covector, pull_back
-from metafast.tune._tune import positive
 
 SOLVERS = ("neumann", "cg")
 PRODUCTS = ("exact", "difference")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metafast._checks import positive
 from metafast.tune._knobs import Knob
 from metafast.tune._record import Tuned, listed
-from metafast.tune._tune import positive
 
 MEMORY = 0.9  # of the running mean square
 

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metafast._checks import fraction, integer
+from metafast._checks import fraction, integer, positive
 from metafast.runs import _checkpoint, rng_state, set_rng_state
 from metafast.runs._lock import take_lock
 from metafast.runs._objects import apply, capture, check_objects, named_objects
-from metafast.tune._tune import positive
 
 if TYPE_CHECKING:
     from metafast.tune._tuner import OnlineTuner

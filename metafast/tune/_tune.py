@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from metafast._checks import positive
 from metafast.tune._spaces import SPACES
 
 if TYPE_CHECKING:
@@ -79,15 +79,6 @@ class Tune:
                 positive(name, getattr(self, name))
         if self.bounds is not None:
             _check_bounds(self.bounds)
-
-
-def positive(name: str, value: Any) -> float:
-    """`value` as a finite float above 0, or an error that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number above 0, got {value!r} ({type(value).__name__})")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
-    return float(value)
 
 
 def _check_bounds(bounds: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metafast._checks import integer
+from metafast._checks import integer, positive
 from metafast.runs import rng_state
 from metafast.tune._dynamics import Dynamics, State
 from metafast.tune._feedback import Feedback, Loss, default_loss, parts_of
@@ -22,7 +22,7 @@ from metafast.tune._problem import Call, Gradient, Problem
 from metafast.tune._record import Tuned
 from metafast.tune._schedule import Schedule
 from metafast.tune._snapshots import Snapshots
-from metafast.tune._tune import Tune, positive
+from metafast.tune._tune import Tune
 from metafast.tune._updates import rule_of
 
 FORMAT = 1

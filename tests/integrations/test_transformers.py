@@ -47,6 +47,17 @@ def trainer(folder, steps=12, callback=None, **options):
     return training, callback
 
 
+def trainers_own(net):
+    """The optimizer and schedule that the Trainer makes: two groups, a warm-up of 3 steps and a linear end after 12."""
+    plain = [p for module in net.modules() for n, p in module.named_parameters(recurse=False)
+             if n != "bias" and not isinstance(module, torch.nn.LayerNorm)]  # fmt: skip
+    ids = {id(p) for p in plain}
+    opt = torch.optim.AdamW(
+        [{"params": plain}, {"params": [p for p in net.parameters() if id(p) not in ids]}], lr=1e-3, weight_decay=0.0
+    )
+    return opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda t: t / 3 if t < 3 else max(0.0, (12 - t) / 9))
+
+
 def val_loader():
     return DataLoader(examples(16, 2), batch_size=8, collate_fn=default_data_collator)
 
@@ -58,14 +69,7 @@ def test_finds_what_a_loop_of_ones_own_finds(tmp_path):
     found = callback.tuner
 
     again = model()
-    kinds = (torch.nn.LayerNorm,)
-    plain = [p for module in again.modules() for n, p in module.named_parameters(recurse=False)
-             if n != "bias" and not isinstance(module, kinds)]  # fmt: skip
-    ids = {id(p) for p in plain}
-    opt = torch.optim.AdamW(
-        [{"params": plain}, {"params": [p for p in again.parameters() if id(p) not in ids]}], lr=1e-3, weight_decay=0.0
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: t / 3 if t < 3 else max(0.0, (12 - t) / 9))
+    opt, schedule = trainers_own(again)
     tuner = OnlineTuner(
         again, opt, "lr", val_loader(), Forward(hvp=False, decay=0.9), 3, max_grad_norm=1.0, scheduler=schedule,
         val_loss=lambda m, batch: m(**batch).loss,
@@ -153,14 +157,7 @@ def test_the_controller_steers_as_in_a_loop_of_ones_own(tmp_path):
     assert found.events == []
 
     again = model()
-    kinds = (torch.nn.LayerNorm,)
-    plain = [p for module in again.modules() for n, p in module.named_parameters(recurse=False)
-             if n != "bias" and not isinstance(module, kinds)]  # fmt: skip
-    ids = {id(p) for p in plain}
-    opt = torch.optim.AdamW(
-        [{"params": plain}, {"params": [p for p in again.parameters() if id(p) not in ids]}], lr=1e-3, weight_decay=0.0
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: t / 3 if t < 3 else max(0.0, (12 - t) / 9))
+    opt, schedule = trainers_own(again)
     ctl = LRController.load().attach(opt, interval=3, total_steps=12)
     loader = iter(DataLoader(examples(96, 1), batch_size=4, collate_fn=default_data_collator))
     for _ in range(12):

@@ -163,7 +163,7 @@ def _overview(results: Results) -> str:
     for name, facts in results["pairs"].items():
         found = {each["method"]: each["mean"]["accuracy"] for each in _of(results, name)}
         if found:
-            best = max(found, key=lambda method, found=found: found[method])  # type: ignore[misc]
+            best = max(found, key=found.__getitem__)
             cells = [f"{found[method]:.1f}{' *' if method == best else ''}" for method in methods]
             rows.append((facts["title"], [*cells, facts["seen"]]))
     if not rows:

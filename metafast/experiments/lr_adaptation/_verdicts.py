@@ -155,7 +155,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
 
         accuracy = {method: table("test_accuracy", method) for method in ("fixed", "controller")}
         validation = table("val_accuracy", "fixed")
-        best_rate = max(validation, key=lambda rate, found=validation: found[rate])  # type: ignore[misc]
+        best_rate = max(validation, key=validation.__getitem__)
         best = accuracy["fixed"][best_rate]
         within = {method: sum(value >= best - POINT for value in row.values()) for method, row in accuracy.items()}
         made.append(Sweep(pair, accuracy, best_rate, best, within, SWEEP[pair]))

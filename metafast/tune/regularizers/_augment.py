@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from metafast._checks import positive
 from metafast.tune._dynamics import compute_dtype
-from metafast.tune._tune import positive
 from metafast.tune.regularizers._bilinear import bilinear
 from metafast.tune.regularizers._tunable import Tunable, check_floating
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafast._checks import fraction
+from metafast._checks import fraction, positive
 from metafast.tune._dynamics import compute_dtype
-from metafast.tune._tune import Tune, positive
+from metafast.tune._tune import Tune
 from metafast.tune.regularizers._tunable import Tunable, check_floating
 
 LOWEST, HIGHEST = 1e-3, 0.9

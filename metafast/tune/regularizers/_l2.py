@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from metafast._checks import positive
 from metafast.tune._dynamics import compute_dtype
-from metafast.tune._tune import positive
 from metafast.tune.regularizers._tunable import Tunable
 
 PER = ("global", "layer", "tensor")

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metafast._checks import integer
+from metafast._checks import integer, positive
 from metafast.tune._dynamics import compute_dtype
-from metafast.tune._tune import positive
 from metafast.tune.regularizers._beta import symmetric_beta
 from metafast.tune.regularizers._tunable import Tunable, check_classes, check_floating
 
