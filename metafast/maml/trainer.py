@@ -217,6 +217,8 @@ class Trainer:
             back = source.restore(self.maml, self.optimizer, **objects)
             if back is not None:
                 state.load(back.step, back.extras)
+                if run is not None and state.stopped is not None and run.status != "finished":
+                    run.finish()  # killed between its last checkpoint and its last word
         self._barrier(size)
         return run, objects
 

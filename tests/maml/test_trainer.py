@@ -118,6 +118,18 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, seed):
     assert result["whole"]["status"] == "finished"
 
 
+def test_a_run_killed_after_its_last_checkpoint_is_finished_on_resume(tmp_path):
+    first = trainer(sinusoid(), tmp_path, name="run").fit()
+    log = first.path / "run.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    assert '"status"' in whole[-1]
+    log.write_text("".join(whole[:-1]))
+    assert Run.open(first.path).status == "killed"
+    again = trainer(sinusoid(), tmp_path, name="run", resume=True).fit()
+    assert Run.open(first.path).status == "finished"
+    assert again.steps == first.steps and again.best_score == first.best_score
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first = trainer(sinusoid(), tmp_path, name="run").fit()
     maml = sinusoid()
