@@ -1,4 +1,4 @@
-"""What the predictor is told and what it answers: observations, tasks that were searched before, beliefs, suggestions."""
+"""What the predictor is told and what it answers: observations, tasks searched before, beliefs, suggestions."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@
 function of the user's, in which an `OnlineTuner` may tune what has a gradient.
 """
 
+from metafast._dimensions import Choice, FloatRange, IntRange
 from metafast.tune.population._asha import ASHA
 from metafast.tune.population._member import Leg, Member
 from metafast.tune.population._pb2 import PB2
 from metafast.tune.population._ray import to_ray
 from metafast.tune.population._result import Found, PopulationResult
-from metafast.tune.population._space import Choice, FloatRange, IntRange
 
 __all__ = [
     "ASHA",

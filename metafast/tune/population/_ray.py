@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from metafast._checks import integer
+from metafast._dimensions import Choice, Dimension, FloatRange, IntRange
 from metafast.runs import Run
 from metafast.tune.population._asha import ASHA
 from metafast.tune.population._member import Leg, run_leg
 from metafast.tune.population._pb2 import PB2
 from metafast.tune.population._pool import Train
 from metafast.tune.population._search import Search, leg_seed
-from metafast.tune.population._space import Choice, Dimension, FloatRange, IntRange
 
 STEPS = "steps"  # what Ray measures time by
 

@@ -1,0 +1,268 @@
+"""The space that is searched: hyperparameters by name, some of them only where others say so."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from metafast._checks import integer
+from metafast._dimensions import Choice, Dimension, FloatRange, IntRange, as_dimension
+from metafast.hpo._conditions import Condition, check_conditions, holds, in_order, same
+from metafast.hpo._scale import Scale
+
+Config = dict[str, Any]
+_KINDS = {kind.__name__: kind for kind in (Choice, IntRange, FloatRange)}
+_FILLED_FROM_GRID = 100_000  # spaces up to this size give as many different candidates as they have
+
+
+class Space:
+    """Hyperparameters to search, by name.
+
+    A list of numbers is read by value: `[1e-3, 1e-2, 1e-1]` has its middle in the middle, as its ends are more than a
+    factor of 8 apart and ratios count then. A list of anything else is a choice without order.
+
+    Args:
+        mapping: names and what they may be: a list, `Choice`, `IntRange` or `FloatRange`; or all by keyword.
+        conditions: what depends on what, each made by `when`.
+        hyperparameters: as in `mapping`.
+
+    Raises:
+        TypeError: a hyperparameter that is none of these.
+        ValueError: no hyperparameters, a name twice, or conditions that name what is not there, go in a circle, or
+            contradict each other.
+
+    Example:
+        >>> from metafast.hpo import Space, when
+        >>> space = Space(
+        ...     optimizer=["sgd", "adam"], momentum=[0.0, 0.9, 0.99], lr=[1e-3, 1e-2, 1e-1],
+        ...     conditions=[when("optimizer", "sgd", "momentum")],
+        ... )
+        >>> space.size, space.grid()[-1]
+        (12, {'optimizer': 'adam', 'lr': 0.1})
+        >>> {name: round(unit, 3) for name, unit in space.units({"optimizer": "adam", "lr": 0.01}).items()}
+        {'optimizer': 1.0, 'lr': 0.5}
+    """
+
+    dimensions: dict[str, Dimension]
+
+    def __init__(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        conditions: Sequence[Condition] = (),
+        **hyperparameters: Any,
+    ) -> None:
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f'space must be a mapping such as {{"lr": [0.1, 0.01]}}, got {type(mapping).__name__}')
+        given = dict(mapping or {})
+        if twice := sorted(given.keys() & hyperparameters.keys()):
+            raise ValueError(f"space has {twice} both in the mapping and by keyword; give each once")
+        given.update(hyperparameters)
+        if not given:
+            raise ValueError("space must have at least one hyperparameter, such as lr=[0.1, 0.01], got none")
+        self.dimensions = {name: as_dimension(name, spec) for name, spec in given.items()}
+        if isinstance(conditions, Condition) or not isinstance(conditions, Iterable):
+            raise TypeError(f"conditions must be a list of when(...), got {conditions!r}")
+        self.conditions = tuple(conditions)
+        check_conditions(self.dimensions, self.conditions)
+        self.scales = {name: Scale(dimension) for name, dimension in self.dimensions.items()}
+        self._order = in_order(self.dimensions, self.conditions)
+        self._needs: dict[str, list[Condition]] = {name: [] for name in self.dimensions}
+        for condition in self.conditions:
+            for child in condition.children:
+                self._needs[child].append(condition)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and self.describe() == other.describe()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={_code(dimension)}" for name, dimension in self.dimensions.items()]
+        parts += [f"conditions={list(self.conditions)}"] * bool(self.conditions)
+        return f"Space({', '.join(parts)})"
+
+    def active(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a hyperparameter is one of a configuration whose other values are known."""
+        return all(
+            need.parent in config and any(same(config[need.parent], value) for value in need.values)
+            for need in self._needs[name]
+        )
+
+    @property
+    def size(self) -> int | None:
+        """How many configurations there are; None: a continuum."""
+        if any(dimension.count is None for dimension in self.dimensions.values()):
+            return None
+        parents = {condition.parent for condition in self.conditions}
+        leaves = [name for name in self.dimensions if name not in parents]
+        return sum(
+            ways * math.prod(self._count(name) for name in leaves if self.active(name, config))
+            for config, ways in self._parent_configs([name for name in self._order if name in parents])
+        )
+
+    def draw(self, rng: np.random.Generator) -> Config:
+        """A configuration from the prior: uniform on each scale; only what is active is in it."""
+        return self._config(dict(zip(self._order, rng.random(len(self._order)).tolist(), strict=True)))
+
+    def grid(self, most: int = 10_000) -> list[Config]:
+        """All configurations.
+
+        Args:
+            most: how many there may be.
+
+        Raises:
+            ValueError: a continuum, or more than `most`.
+        """
+        most, size = integer("most", most, minimum=1), self.size
+        if size is None or size > most:
+            what = "a continuum" if size is None else f"{size} configurations"
+            raise ValueError(f"grid: the space has {what}, at most {most} were asked for; use candidates(rng, {most})")
+        configs: list[Config] = [{}]
+        for name in self._order:
+            values = self.dimensions[name].values()
+            configs = [
+                {**config, name: value}
+                for config in configs
+                for value in (values if self.active(name, config) else [_ABSENT])
+            ]
+        return [self._sorted({name: value for name, value in c.items() if value is not _ABSENT}) for c in configs]
+
+    def candidates(self, rng: np.random.Generator, count: int) -> list[Config]:
+        """Different configurations that cover the space: all of them if there are at most `count`, or else a spread.
+
+        Args:
+            rng: what draws.
+            count: how many; fewer only where the space has fewer.
+        """
+        count, size = integer("count", count, minimum=1), self.size
+        if size is not None and size <= count:
+            return self.grid(count)
+        columns = {name: ((rng.permutation(count) + rng.random(count)) / count).tolist() for name in self._order}
+        spread = (self._config({name: column[row] for name, column in columns.items()}) for row in range(count))
+        more = (self.draw(rng) for _ in range(4 * count))
+        found: dict[Any, Config] = {}
+        self._collect(itertools.chain(spread, more), found, count)
+        if len(found) < count and size is not None and size <= _FILLED_FROM_GRID:
+            grid = self.grid(size)
+            self._collect((grid[row] for row in rng.permutation(size)), found, count)
+        return list(found.values())
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError that names what is wrong with a configuration, TypeError where it is no mapping."""
+        if not isinstance(config, Mapping):
+            raise TypeError(f"a configuration must be a mapping of names to values, got {type(config).__name__}")
+        if unknown := [name for name in config if name not in self.dimensions]:
+            raise ValueError(f"the configuration has {unknown}, not in the space: it has {list(self.dimensions)}")
+        for name in self._order:
+            if not self.active(name, config):
+                if name in config:
+                    why = " and ".join(f"{n.parent!r} is one of {list(n.values)}" for n in self._needs[name])
+                    raise ValueError(f"the configuration has {name!r}, which is there only when {why}; leave it out")
+            elif name not in config:
+                raise ValueError(f"the configuration has no {name!r}; it must be {_short(self.dimensions[name])}")
+            elif not holds(self.dimensions[name], config[name]):
+                raise ValueError(f"{name} must be {_short(self.dimensions[name])}, got {config[name]!r}")
+
+    def units(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Where the values of a configuration lie: numbers in [0, 1] on their scale, the index of a choice of names."""
+        scales = self.scales
+        return {name: scales[name].unit(value) for name, value in config.items()}
+
+    def key(self, config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+        """What equal configurations have in common: hashable, whatever the values are."""
+        return tuple((name, unit) for name, unit in sorted(self.units(config).items()))
+
+    def describe(self) -> dict[str, Any]:
+        """The space as plain data, which JSON holds; `Space.of` reads it."""
+        dimensions = {
+            name: {"type": type(d).__name__, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(d).items()}}
+            for name, d in self.dimensions.items()
+        }
+        conditions = [
+            {"parent": c.parent, "values": list(c.values), "children": list(c.children)} for c in self.conditions
+        ]
+        return {"dimensions": dimensions, "conditions": conditions}
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Space:
+        """The space that `describe` described.
+
+        Raises:
+            ValueError: something else.
+
+        Example:
+            >>> space = Space(lr=FloatRange(1e-4, 1.0, log=True), layers=[1, 2])
+            >>> Space.of(space.describe()) == space
+            True
+        """
+        try:
+            dimensions = {
+                name: _KINDS[spec["type"]](**{key: value for key, value in spec.items() if key != "type"})
+                for name, spec in described["dimensions"].items()
+            }
+            conditions = [
+                Condition(c["parent"], tuple(c["values"]), tuple(c["children"])) for c in described["conditions"]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no description of a space, as Space.describe() writes it: {error!r}") from error
+        return cls(dimensions, conditions=conditions)
+
+    def _config(self, units: Mapping[str, float]) -> Config:
+        config: Config = {}
+        for name in self._order:
+            if self.active(name, config):
+                config[name] = self.dimensions[name].decode(units[name])
+        return self._sorted(config)
+
+    def _sorted(self, config: Config) -> Config:
+        return {name: config[name] for name in self.dimensions if name in config} if self.conditions else config
+
+    def _collect(self, configs: Iterable[Config], found: dict[Any, Config], count: int) -> None:
+        for config in configs:
+            found.setdefault(self.key(config), config)
+            if len(found) == count:
+                return
+
+    def _count(self, name: str) -> int:
+        count = self.dimensions[name].count
+        assert count is not None
+        return count
+
+    def _parent_configs(self, parents: list[str]) -> Iterator[tuple[Config, int]]:
+        """What others depend on: values, those together that no condition tells apart, and how many they stand for."""
+        found: list[tuple[Config, int]] = [({}, 1)]
+        for name in parents:
+            named: list[Any] = []
+            for value in (v for condition in self.conditions if condition.parent == name for v in condition.values):
+                if not any(same(value, other) for other in named):
+                    named.append(value)
+            rest = self._count(name) - len(named)
+            options = [({name: value}, 1) for value in named] + [({name: _ABSENT}, rest)] * bool(rest)
+            found = [
+                ({**config, **more}, ways * times)
+                for config, ways in found
+                for more, times in (options if self.active(name, config) else [({}, 1)])
+            ]
+        return iter(found)
+
+
+class _Absent:
+    """A value that equals no other."""
+
+
+_ABSENT = _Absent()
+
+
+def _short(dimension: Dimension) -> str:
+    return f"one of {list(dimension.choices)!r}" if isinstance(dimension, Choice) else repr(dimension)
+
+
+def _code(dimension: Dimension) -> str:
+    plain = isinstance(dimension, Choice) and not dimension.fixed
+    return repr(list(dimension.choices)) if plain else repr(dimension)  # type: ignore[attr-defined]
