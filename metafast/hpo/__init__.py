@@ -2,6 +2,8 @@
 
 from metafast._dimensions import Choice, FloatRange, IntRange
 from metafast.hpo._conditions import Condition, when
+from metafast.hpo._features import task_features
+from metafast.hpo._features_model import architecture_features
 from metafast.hpo._space import Space
 from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
 
@@ -15,5 +17,7 @@ __all__ = [
     "Observation",
     "Space",
     "Suggestion",
+    "architecture_features",
+    "task_features",
     "when",
 ]
