@@ -247,6 +247,17 @@ def as_dimension(name: Any, spec: Any) -> Dimension:
     )
 
 
+def ray_domain(dimension: Dimension, tune: Any) -> Any:
+    """Ray's words for a dimension; its ranges of integers leave the upper end out."""
+    if isinstance(dimension, Choice):
+        return tune.choice(list(dimension.choices))
+    assert isinstance(dimension, IntRange | FloatRange)
+    low, high = dimension.low, dimension.high
+    if isinstance(dimension, IntRange):
+        return (tune.lograndint if dimension.log else tune.randint)(low, high + 1)
+    return (tune.loguniform if dimension.log else tune.uniform)(low, high)
+
+
 def _between(low: float, high: float, unit: float, log: bool) -> float:
     if log:
         return math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from metafast._checks import integer
 from metafast._dimensions import Choice, Dimension, FloatRange, IntRange, as_dimension
 from metafast.hpo._conditions import Condition, check_conditions, holds, in_order, same
 from metafast.hpo._scale import Scale
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
 
 Config = dict[str, Any]
 _KINDS = {kind.__name__: kind for kind in (Choice, IntRange, FloatRange)}
@@ -71,7 +75,7 @@ class Space:
         self.conditions = tuple(conditions)
         check_conditions(self.dimensions, self.conditions)
         self.scales = {name: Scale(dimension) for name, dimension in self.dimensions.items()}
-        self._order = in_order(self.dimensions, self.conditions)
+        self.order = in_order(self.dimensions, self.conditions)
         self._needs: dict[str, list[Condition]] = {name: [] for name in self.dimensions}
         for condition in self.conditions:
             for child in condition.children:
@@ -103,12 +107,12 @@ class Space:
         leaves = [name for name in self.dimensions if name not in parents]
         return sum(
             ways * math.prod(self._count(name) for name in leaves if self.active(name, config))
-            for config, ways in self._parent_configs([name for name in self._order if name in parents])
+            for config, ways in self._parent_configs([name for name in self.order if name in parents])
         )
 
     def draw(self, rng: np.random.Generator) -> Config:
         """A configuration from the prior: uniform on each scale; only what is active is in it."""
-        return self._config(dict(zip(self._order, rng.random(len(self._order)).tolist(), strict=True)))
+        return self._config(dict(zip(self.order, rng.random(len(self.order)).tolist(), strict=True)))
 
     def grid(self, most: int = 10_000) -> list[Config]:
         """All configurations.
@@ -124,7 +128,7 @@ class Space:
             what = "a continuum" if size is None else f"{size} configurations"
             raise ValueError(f"grid: the space has {what}, at most {most} were asked for; use candidates(rng, {most})")
         configs: list[Config] = [{}]
-        for name in self._order:
+        for name in self.order:
             values = self.dimensions[name].values()
             configs = [
                 {**config, name: value}
@@ -143,7 +147,7 @@ class Space:
         count, size = integer("count", count, minimum=1), self.size
         if size is not None and size <= count:
             return self.grid(count)
-        columns = {name: ((rng.permutation(count) + rng.random(count)) / count).tolist() for name in self._order}
+        columns = {name: ((rng.permutation(count) + rng.random(count)) / count).tolist() for name in self.order}
         spread = (self._config({name: column[row] for name, column in columns.items()}) for row in range(count))
         more = (self.draw(rng) for _ in range(4 * count))
         found: dict[Any, Config] = {}
@@ -159,7 +163,7 @@ class Space:
             raise TypeError(f"a configuration must be a mapping of names to values, got {type(config).__name__}")
         if unknown := [name for name in config if name not in self.dimensions]:
             raise ValueError(f"the configuration has {unknown}, not in the space: it has {list(self.dimensions)}")
-        for name in self._order:
+        for name in self.order:
             if not self.active(name, config):
                 if name in config:
                     why = " and ".join(f"{n.parent!r} is one of {list(n.values)}" for n in self._needs[name])
@@ -213,9 +217,73 @@ class Space:
             raise ValueError(f"no description of a space, as Space.describe() writes it: {error!r}") from error
         return cls(dimensions, conditions=conditions)
 
+    @classmethod
+    def from_optuna(cls, distributions: Mapping[str, BaseDistribution]) -> Space:
+        """The space of Optuna's distributions.
+
+        Stepped ranges become choices (ranges without steps above 1000 values), single values too.
+
+        Args:
+            distributions: by name, such as `study.trials[0].distributions`.
+
+        Raises:
+            TypeError: something else than Optuna's distributions, or a choice that a record cannot hold.
+            ValueError: no distributions, or choices that are equal.
+        """
+        from metafast.hpo._space_optuna import from_optuna
+
+        return from_optuna(distributions)
+
+    def to_optuna(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions by name, those of conditional hyperparameters too; `ask` honours conditions.
+
+        Raises:
+            ImportError: Optuna is missing.
+            ValueError: a choice that Optuna cannot hold, such as a list.
+        """
+        from metafast.hpo._space_optuna import to_optuna
+
+        return to_optuna(self)
+
+    def ask(self, trial: BaseTrial) -> Config:
+        """What an Optuna trial is to try, inside an objective: `config = space.ask(trial)`; only what is active.
+
+        Raises:
+            ValueError: a choice that Optuna cannot hold, such as a list.
+        """
+        from metafast.hpo._space_optuna import ask
+
+        return ask(self, trial)
+
+    @classmethod
+    def from_ray(cls, domains: Mapping[str, Any]) -> Space:
+        """The space of Ray Tune's `param_space`; nested names are joined by a slash, constants become single choices.
+
+        Args:
+            domains: by name: Ray's `choice`, `uniform`, `randint` and their like, `{"grid_search": [...]}`, constants.
+
+        Raises:
+            TypeError: no mapping, a normal distribution, or a function that samples.
+            ValueError: nothing to search, or a range without ends.
+        """
+        from metafast.hpo._space_ray import from_ray
+
+        return from_ray(domains)
+
+    def to_ray(self) -> dict[str, Any]:
+        """Ray Tune's domains by name.
+
+        Raises:
+            ImportError: Ray Tune is missing.
+            ValueError: the space has conditions, which Ray's domains cannot say.
+        """
+        from metafast.hpo._space_ray import to_ray
+
+        return to_ray(self)
+
     def _config(self, units: Mapping[str, float]) -> Config:
         config: Config = {}
-        for name in self._order:
+        for name in self.order:
             if self.active(name, config):
                 config[name] = self.dimensions[name].decode(units[name])
         return self._sorted(config)

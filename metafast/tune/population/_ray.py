@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metafast._checks import integer
-from metafast._dimensions import Choice, Dimension, FloatRange, IntRange
+from metafast._dimensions import Choice, FloatRange, IntRange, ray_domain
 from metafast.runs import Run
 from metafast.tune.population._asha import ASHA
 from metafast.tune.population._member import Leg, run_leg
@@ -53,7 +53,7 @@ def to_ray(search: Search, train: Train, steps: int, *, seed: int = 0) -> dict[s
     samples = search.trials if isinstance(search, ASHA) else search.size
     return {
         "trainable": _trainable(tune.Trainable, train, stops, seed),
-        "param_space": {name: _domain(dimension, tune) for name, dimension in dimensions.items()},
+        "param_space": {name: ray_domain(dimension, tune) for name, dimension in dimensions.items()},
         "tune_config": tune.TuneConfig(metric="value", mode=search.mode, scheduler=scheduler, num_samples=samples),
     }
 
@@ -68,7 +68,9 @@ def _scheduler(search: PB2 | ASHA, tune: Any, stops: list[int]) -> Any:
     free = {name: search.space.dimensions[name] for name in search.space.free}
     common = {"time_attr": STEPS, "perturbation_interval": search.interval, "quantile_fraction": search.quantile}
     if search.explore == "perturb":
-        mutations = {name: list(d.choices) if isinstance(d, Choice) else _domain(d, tune) for name, d in free.items()}
+        mutations = {
+            name: list(d.choices) if isinstance(d, Choice) else ray_domain(d, tune) for name, d in free.items()
+        }
         return schedulers.PopulationBasedTraining(
             hyperparam_mutations=mutations, resample_probability=search.resample, **common
         )
@@ -84,17 +86,6 @@ def _scheduler(search: PB2 | ASHA, tune: Any, stops: list[int]) -> Any:
     from ray.tune.schedulers.pb2 import PB2 as RayPB2
 
     return RayPB2(hyperparam_bounds=bounds, **common)
-
-
-def _domain(dimension: Dimension, tune: Any) -> Any:
-    """Ray's words for a dimension; its ranges of integers leave the upper end out."""
-    if isinstance(dimension, Choice):
-        return tune.choice(list(dimension.choices))
-    assert isinstance(dimension, IntRange | FloatRange)
-    low, high = dimension.low, dimension.high
-    if isinstance(dimension, IntRange):
-        return (tune.lograndint if dimension.log else tune.randint)(low, high + 1)
-    return (tune.loguniform if dimension.log else tune.uniform)(low, high)
 
 
 def _trainable(base: Any, train: Train, stops: list[int], seed: int) -> Any:
