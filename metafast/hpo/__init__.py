@@ -1,11 +1,19 @@
 """Hyperparameters predicted from a few short runs, with what related tasks have taught."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from metafast._dimensions import Choice, FloatRange, IntRange
 from metafast.hpo._conditions import Condition, when
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
 from metafast.hpo._space import Space
 from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
+
+if TYPE_CHECKING:
+    from metafast.hpo._optuna_pruner import PredictorPruner as PredictorPruner
+    from metafast.hpo._optuna_sampler import PredictorSampler as PredictorSampler
 
 __all__ = [
     "Belief",
@@ -21,3 +29,19 @@ __all__ = [
     "task_features",
     "when",
 ]
+
+_OPTUNA = {"PredictorSampler": "_optuna_sampler", "PredictorPruner": "_optuna_pruner"}
+
+
+def __getattr__(name: str) -> Any:
+    """What builds on Optuna is imported where it is used."""
+    if name not in _OPTUNA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_OPTUNA[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "optuna":
+            raise
+        raise ImportError(f"{name} needs Optuna: pip install 'metafast[hpo]'") from error

@@ -1,4 +1,5 @@
-"""Callbacks for trainers of other libraries, each in a module of its own, so that none of them has to be installed.
+"""What plugs into other libraries, each in a module of its own, so that none of them has to be installed.
 
-`metafast.integrations.transformers` and `metafast.integrations.lightning`.
+`metafast.integrations.transformers` and `metafast.integrations.lightning` have callbacks for trainers,
+`metafast.integrations.optuna` a sampler and a pruner.
 """

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from metafast.hpo import Choice, FloatRange, IntRange, Space, when
 from metafast.hpo._space_optuna import Distributions
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
+
+import optuna
+
 D = optuna.distributions
 SPACE = Space(
     lr=FloatRange(1e-4, 1.0, log=True),

@@ -1,0 +1,236 @@
+"""A sampler for Optuna that asks a predictor."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from metafast._checks import integer
+from metafast.hpo._optuna_arguments import Arguments
+from metafast.hpo._space import Space
+from metafast.hpo._space_optuna import Distributions
+from metafast.hpo._trials import Told, read_trials
+from metafast.hpo._types import Observation, Suggestion
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from metafast.hpo._predictor import Predictor
+
+PLAN = "metafast:plan"  # system attribute: what a trial is about to try, and why
+FALLBACKS = ("gp", "tpe")
+MOST_LISTED = 2048  # spaces up to this size are given to the predictor as a list without what is being tried
+MOST_SILENT = 8  # running trials that have not said what they try and are thought for
+SILENT_SECONDS = 60.0  # after which such a trial counts as dead
+LONGEST_ATTRIBUTE = 2045  # that Optuna's RDB storage holds
+
+_log = logging.getLogger(__name__)
+
+
+class PredictorSampler(BaseSampler):
+    """Trials that a `Predictor` suggests.
+
+    Finished trials, the curves of pruned and of running ones, and failed ones are what it goes by; a trial that breaks
+    a constraint (`trial.set_constraint`) counts as failed. What other workers are trying is not suggested twice. A
+    task unlike all that the predictor knows, in its view, goes to Optuna's GP or TPE, and so do several objectives to
+    its TPE; either is logged once, and `trial.system_attrs["metafast:plan"]` says where a trial came from.
+
+    Give `space`, so that the very first trial is suggested too: without it the sampler, as Optuna's others, learns
+    what is searched from the first trial, whose values are random. Conditions need it as well; hyperparameters that it
+    does not have, or that not all trials have, are left to TPE.
+
+    Args:
+        predictor: a `Predictor`, "default", or the path of one.
+        task: features of data set and architecture by name, from `task_features` and `architecture_features`; None:
+            not known.
+        space: what is searched; None: what the trials of the study have in common.
+        metric: name of the objective; None: the study's metric name, or "accuracy" if it is maximized, else "loss".
+        reference: the score of a predictor that has learned nothing, such as the share of the largest class.
+        n_steps: steps that a whole training reports; None: as many as the longest finished trial has reported.
+        n_startup_trials: trials that are random before the predictor is asked. Default 0.
+        fallback: "gp" or "tpe": which of Optuna's samplers takes over where the predictor knows nothing.
+        seed: of everything random; None: from the system.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown fallback. In a study: a metric the wrong way round, or a study with another space.
+
+    Example:
+        >>> from metafast.hpo import Space
+        >>> space = Space(lr=[1e-3, 1e-2, 1e-1], layers=[2, 3, 4])
+        >>> sampler = PredictorSampler(space=space, seed=0)  # doctest: +SKIP
+        >>> study = optuna.create_study(direction="maximize", sampler=sampler)  # doctest: +SKIP
+        >>> study.optimize(lambda trial: train(**space.ask(trial)), n_trials=5)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor | str = "default",
+        *,
+        task: Mapping[str, float] | None = None,
+        space: Space | None = None,
+        metric: str | None = None,
+        reference: float | None = None,
+        n_steps: int | None = None,
+        n_startup_trials: int = 0,
+        fallback: str = "gp",
+        seed: int | None = None,
+    ) -> None:
+        self._arguments = Arguments(predictor, task, space, metric, reference, n_steps)
+        self._n_startup_trials = integer("n_startup_trials", n_startup_trials, minimum=0)
+        if fallback not in FALLBACKS:
+            raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
+        seed = None if seed is None else integer("seed", seed, minimum=0)
+        self._rng = np.random.default_rng(seed)
+        self._tpe = optuna.samplers.TPESampler(seed=seed)
+        self._fallback: BaseSampler = self._tpe
+        if fallback == "gp":
+            self._fallback = optuna.samplers.GPSampler(seed=seed, n_startup_trials=4)
+        self._intersection = optuna.search_space.IntersectionSearchSpace(include_pruned=True)
+        self._said: set[str] = set()
+
+    def reseed_rng(self) -> None:
+        """New random numbers for each worker."""
+        self._rng = np.random.default_rng()
+        self._tpe.reseed_rng()
+        self._fallback.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The given space, or what the trials of the study have in common."""
+        if study._is_multi_objective():
+            self._say("several objectives: Optuna's TPE decides, as the predictor knows one objective only")
+            return self._tpe.infer_relative_search_space(study, trial)
+        self._arguments.told(study)
+        if self._arguments.space is None:
+            common = self._intersection.calculate(study)
+            return {name: distribution for name, distribution in common.items() if not distribution.single()}
+        distributions = self._arguments.space.to_optuna()
+        self._check_study(study, distributions)
+        return distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """All values of a trial together."""
+        if study._is_multi_objective():
+            return self._tpe.sample_relative(study, trial, search_space)
+        if not search_space:
+            return {}
+        trials = study.get_trials(deepcopy=False)
+        if sum(other.state.is_finished() for other in trials) < self._n_startup_trials:
+            return {}
+        both = Distributions(search_space, self._space(search_space))
+        keywords = self._arguments.told(study)
+        told = read_trials(
+            trials,
+            both,
+            maximize=keywords["direction"] == "maximize",
+            total=self._arguments.n_steps,
+            without=trial.number,
+            planned=PLAN,
+        )
+        suggestion = self._suggest(both.space, told, _silent(trials, trial) if told.silent else 0, keywords)
+        params = both.params(suggestion.config)
+        if suggestion.source in (*FALLBACKS, "random"):
+            self._say(f"{suggestion.reason}: Optuna's {type(self._fallback).__name__} decides")
+            several = {name: d for name, d in search_space.items() if not d.single() and name in params}
+            params.update(self._fallback.sample_relative(study, trial, several) if several else {})
+        self._plan(study, trial, params, suggestion)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A value that is not part of the common space, by TPE."""
+        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Nothing is kept between trials: all is read from the storage."""
+        self._tpe.after_trial(study, trial, state, values)
+
+    def _suggest(self, space: Space, told: Told, silent: int, keywords: dict[str, Any]) -> Suggestion:
+        """Asks the predictor, as if what is being tried had come out as expected."""
+        observed = list(told.observed)
+        taken = [config for config, _ in told.pending]
+        for config, expected in told.pending:
+            lie = expected if expected is not None else told.best
+            if lie is not None and math.isfinite(lie):
+                observed.append(Observation(config, lie))
+        size = space.size
+        listed = space.grid(size) if size is not None and size <= MOST_LISTED else None
+        while True:
+            candidates = None
+            if listed is not None and taken:
+                keys = {space.key(config) for config in taken}
+                candidates = [config for config in listed if space.key(config) not in keys] or listed
+            seed = int(self._rng.integers(2**31))
+            suggestion: Suggestion = self._arguments.predictor.suggest(
+                space, observed, candidates=candidates, seed=seed, **keywords
+            )
+            if silent == 0:
+                return suggestion
+            silent -= 1
+            taken.append(suggestion.config)
+            if math.isfinite(suggestion.expected):
+                observed.append(Observation(suggestion.config, suggestion.expected))
+
+    def _space(self, search_space: Mapping[str, BaseDistribution]) -> Space | None:
+        """The given space, as far as it is asked for: a sampler around this one may fix some of it."""
+        space = self._arguments.space
+        if space is None or set(search_space) == set(space.dimensions):
+            return space
+        conditions = [c for c in space.conditions if {c.parent, *c.children} <= set(search_space)]
+        return Space({name: space.dimensions[name] for name in search_space}, conditions=conditions)
+
+    def _check_study(self, study: Study, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Raises where trials have been suggested from another space."""
+        for trial in study.get_trials(deepcopy=False):
+            for name, distribution in trial.distributions.items():
+                ours = distributions.get(name, distribution)
+                if type(ours) is not type(distribution) or getattr(ours, "choices", 0) != getattr(
+                    distribution, "choices", 0
+                ):
+                    raise ValueError(
+                        f"space[{name!r}] is {ours}, but trial {trial.number} of study {study.study_name!r} has "
+                        f"{distribution}; use space.ask(trial) in the objective, or Space.from_optuna"
+                    )
+            if trial.distributions and not trial.distributions.keys() & distributions.keys():
+                raise ValueError(
+                    f"study {study.study_name!r} searches {sorted(trial.distributions)}, none of them in the space: "
+                    f"{sorted(distributions)}"
+                )
+
+    def _plan(self, study: Study, trial: FrozenTrial, params: dict[str, Any], suggestion: Suggestion) -> None:
+        """Says to other workers what is about to be tried."""
+        expected = suggestion.expected if math.isfinite(suggestion.expected) else None
+        plan = {"params": params, "expected": expected, "source": suggestion.source, "reason": suggestion.reason}
+        for less in ("reason", "params"):
+            if len(json.dumps(plan, default=str)) > LONGEST_ATTRIBUTE:
+                del plan[less]
+        study._storage.set_trial_system_attr(trial._trial_id, PLAN, plan)
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning("%s: %s", type(self).__name__, text)
+
+
+def _silent(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    """How many trials that began shortly before this one have not said what they try."""
+    now = datetime.datetime.now()
+    found = 0
+    for other in trials:
+        if other.state == TrialState.RUNNING and other.number < trial.number and not other.params:
+            young = other.datetime_start is None or (now - other.datetime_start).total_seconds() < SILENT_SECONDS
+            found += young and PLAN not in other.system_attrs
+    return min(found, MOST_SILENT)
