@@ -41,9 +41,10 @@ class PredictorSampler(BaseSampler):
     """Trials that a `Predictor` suggests.
 
     Finished trials, the curves of pruned and of running ones, and failed ones are what it goes by; a trial that breaks
-    a constraint (`trial.set_constraint`) counts as failed. What other workers are trying is not suggested twice. A
-    task unlike all that the predictor knows, in its view, goes to Optuna's GP or TPE, and so do several objectives to
-    its TPE; either is logged once, and `trial.system_attrs["metafast:plan"]` says where a trial came from.
+    a constraint (`trial.set_constraint`) counts as failed. What other workers are trying is not suggested twice, and
+    a finite space is searched without repetition until all of it has been tried. A task unlike all that the predictor
+    knows, in its view, goes to Optuna's GP or TPE, and so do several objectives to its TPE; either is logged once, and
+    `trial.system_attrs["metafast:plan"]` says where a trial came from.
 
     Give `space`, so that the very first trial is suggested too: without it the sampler, as Optuna's others, learns
     what is searched from the first trial, whose values are random. Conditions need it as well; hyperparameters that it
@@ -161,7 +162,7 @@ class PredictorSampler(BaseSampler):
     def _suggest(self, space: Space, told: Told, silent: int, keywords: dict[str, Any]) -> Suggestion:
         """Asks the predictor, as if what is being tried had come out as expected."""
         observed = list(told.observed)
-        taken = [config for config, _ in told.pending]
+        taken = [observation.config for observation in observed] + [config for config, _ in told.pending]
         for config, expected in told.pending:
             lie = expected if expected is not None else told.best
             if lie is not None and math.isfinite(lie):
