@@ -3,14 +3,17 @@
 from metafast.metrics._classes import ClassScores, class_scores, macro_f1
 from metafast.metrics._episodes import Interval, episode_accuracy, mean_interval
 from metafast.metrics._simple import accuracy, steps_to_threshold
+from metafast.metrics._words import ctc_decode, word_error_rate
 
 __all__ = [
     "ClassScores",
     "Interval",
     "accuracy",
     "class_scores",
+    "ctc_decode",
     "episode_accuracy",
     "macro_f1",
     "mean_interval",
     "steps_to_threshold",
+    "word_error_rate",
 ]

@@ -7,7 +7,9 @@ from metafast.models._encoders import BertClassifier, RobertaClassifier
 from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
 from metafast.models._resnet import ResNet18
 from metafast.models._series import LSTMForecaster
+from metafast.models._sequence import SequenceTransformer
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
+from metafast.models._speech import DeepSpeech
 from metafast.models._text import RNNClassifier, SentenceCNN, TextCNN, TextMLP
 from metafast.models._vit import ViT
 
@@ -15,6 +17,7 @@ __all__ = [
     "MLP",
     "BertClassifier",
     "Conv4",
+    "DeepSpeech",
     "EmbeddingBagClassifier",
     "LSTMForecaster",
     "LogisticRegression",
@@ -24,6 +27,7 @@ __all__ = [
     "ResNet18",
     "RobertaClassifier",
     "SentenceCNN",
+    "SequenceTransformer",
     "SinusoidMLP",
     "SmallCNN",
     "TextCNN",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from metafast._checks import integer
-from metafast.models._small import _seeded, _sizes
+from metafast.models._small import _dropout, _seeded, _sizes
 
 
 class LSTMForecaster(nn.Module):
@@ -45,10 +45,7 @@ class LSTMForecaster(nn.Module):
         super().__init__()
         horizon, features, hidden = _sizes(horizon=horizon, features=features, hidden=hidden)
         layers = integer("layers", layers, minimum=1)
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-            raise TypeError(f"dropout must be a number, got {dropout!r} ({type(dropout).__name__})")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        dropout = _dropout(dropout)
         with _seeded(seed):
             self.lstm = nn.LSTM(features, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
             self.dropout = nn.Dropout(dropout)

@@ -179,3 +179,12 @@ class EmbeddingBagClassifier(nn.Module):
 
 def _sizes(**sizes: Any) -> list[int]:
     return [integer(name, value, minimum=1) for name, value in sizes.items()]
+
+
+def _dropout(p: Any) -> float:
+    """A probability of dropout, or an error."""
+    if isinstance(p, bool) or not isinstance(p, int | float):
+        raise TypeError(f"dropout must be a number, got {p!r} ({type(p).__name__})")
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {p!r}")
+    return float(p)

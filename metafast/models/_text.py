@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafast.models._small import _seeded, _sizes
+from metafast.models._small import _dropout, _seeded, _sizes
 
 
 class TextMLP(nn.Module):
@@ -169,11 +169,12 @@ class RNNClassifier(nn.Module):
         hidden: units of each layer.
         layers: of the LSTM or GRU.
         pool: "mean" over the words' states, or "last", the state of the last word.
+        dropout: of what is pooled, and between layers, in [0, 1).
         seed: of the initial weights; None draws from the global generator.
 
     Raises:
-        TypeError: a size that is no integer.
-        ValueError: a size below 1, an unknown kind or pool.
+        TypeError: a size that is no integer, a dropout that is no number.
+        ValueError: a size below 1, a dropout outside [0, 1), an unknown kind or pool.
 
     Example:
         >>> RNNClassifier(100, 5, kind="gru", seed=0)(torch.tensor([[5, 7, 0], [9, 0, 0]])).shape
@@ -194,11 +195,13 @@ class RNNClassifier(nn.Module):
         hidden: int = 64,
         layers: int = 1,
         pool: str = "mean",
+        dropout: float = 0.0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         buckets, classes, dim = _sizes(buckets=buckets, classes=classes, dim=dim)
         hidden, layers = _sizes(hidden=hidden, layers=layers)
+        dropout = _dropout(dropout)
         if kind not in ("lstm", "gru"):
             raise ValueError(f"kind must be 'lstm' or 'gru', got {kind!r}")
         if pool not in ("mean", "last"):
@@ -207,7 +210,8 @@ class RNNClassifier(nn.Module):
         with _seeded(seed):
             self.embedding = nn.Embedding(buckets, dim, padding_idx=0)
             cell = nn.LSTM if kind == "lstm" else nn.GRU
-            self.recurrent = cell(dim, hidden, layers, batch_first=True)
+            self.recurrent = cell(dim, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+            self.dropout = nn.Dropout(dropout)
             self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -219,5 +223,5 @@ class RNNClassifier(nn.Module):
             text = (states * words.unsqueeze(2)).sum(1) / counts
         else:
             text = states[torch.arange(len(states), device=states.device), counts.squeeze(1) - 1]
-        logits: Tensor = self.classifier(text)
+        logits: Tensor = self.classifier(self.dropout(text))
         return logits

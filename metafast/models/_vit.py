@@ -71,14 +71,14 @@ class ViT(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention between tokens, then two layers on each; both on normalized tokens and added to them."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, expansion: int = 4) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.layers_norm = nn.LayerNorm(dim)
-        self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.layers = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `[N, length, dim]` of the same."""

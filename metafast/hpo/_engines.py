@@ -1,0 +1,228 @@
+"""Three ways to the gradients of several models on the same batch: one native program, one stacked module, or in turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metafast.hpo._stack import NotStackableError, stack
+from metafast.innerloop import InnerLoop
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs [N, ...], targets [N, ...]) to losses [N]
+EVAL_ROWS = 2048  # examples of all models in one call of an evaluation
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared errors of each example, `[N]`."""
+    return (outputs - targets).square().flatten(1).mean(1)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each example, `[N]`."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+class Engine(Protocol):
+    """K models in training."""
+
+    name: str
+    params: list[list[nn.Parameter]]  # of each model; `gradient` fills their grads
+
+    def gradient(self, x: Tensor, y: Tensor, alive: Sequence[int], step: int) -> Tensor:
+        """Losses `[len(alive)]` of these models on one batch, their gradients in place."""
+
+    def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
+        """`[len(alive), N, ...]`, in evaluation mode."""
+
+
+class InTurn:
+    """One model after another, by autograd."""
+
+    name = "loop"
+
+    def __init__(self, models: Sequence[nn.Module], loss: Loss, seed: int) -> None:
+        self.models, self.loss, self.seed = list(models), loss, seed
+        self.params = [list(model.parameters()) for model in models]
+
+    def gradient(self, x: Tensor, y: Tensor, alive: Sequence[int], step: int) -> Tensor:
+        """Losses, with gradients in place."""
+        losses = []
+        for index in alive:
+            model = self.models[index].train()
+            for param in self.params[index]:
+                param.grad = None
+            with _seeded(self.seed, step, index):
+                loss = self.loss(model(x), y).mean()
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
+        """Outputs in evaluation mode."""
+        return torch.stack([torch.cat([self.models[i].eval()(part) for part in x.split(EVAL_ROWS)]) for i in alive])
+
+
+class Side:
+    """All models as one stacked module, by autograd."""
+
+    name = "stacked"
+
+    def __init__(self, models: Sequence[nn.Module], loss: Loss, seed: int) -> None:
+        self.model, self.loss, self.seed = stack(models), loss, seed
+        self.copies = len(models)
+        self.params = [[] for _ in models]
+        for weight in self.model.weights:
+            weight.grad = torch.zeros_like(weight)
+            for own, piece, grad in zip(self.params, weight.detach(), weight.grad, strict=True):
+                param = nn.Parameter(piece)
+                param.grad = grad
+                own.append(param)
+
+    def gradient(self, x: Tensor, y: Tensor, alive: Sequence[int], step: int) -> Tensor:
+        """Losses, with gradients in place; the models that are not alive are computed all the same."""
+        self.model.train()
+        for weight in self.model.weights:
+            assert weight.grad is not None
+            weight.grad.zero_()
+        with _seeded(self.seed, step, 0):
+            out = self.model(_repeated(x, self.copies))
+        losses = self.loss(out, _repeated(y, self.copies)).view(self.copies, -1).mean(1)
+        losses.sum().backward()
+        return losses.detach()[list(alive)]
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
+        """Outputs in evaluation mode."""
+        self.model.eval()
+        size = max(1, EVAL_ROWS // self.copies)
+        parts = [self.model(_repeated(part, self.copies)).unflatten(0, (self.copies, -1)) for part in x.split(size)]
+        return torch.cat(parts, 1)[list(alive)]
+
+
+class Compiled:
+    """The native engine of the inner loops; models that differ in dropout are programs of their own."""
+
+    name = "compiled"
+
+    def __init__(self, models: Sequence[nn.Module], kind: str, seed: int) -> None:
+        self.seed = seed
+        self.models = [copy.deepcopy(model).eval() for model in models[:1]]
+        groups: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
+        for index, model in enumerate(models):
+            groups[tuple(m.p for m in model.modules() if isinstance(m, nn.Dropout))].append(index)
+        self.groups = []
+        for rows in groups.values():
+            self.groups.append((InnerLoop(copy.deepcopy(models[rows[0]]).train(), loss=kind, engine="compiled"), rows))
+        first = self.groups[0][0]
+        self.shapes = first.shapes
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.flat = torch.stack([first.flatten(dict(model.named_parameters())).detach() for model in models])
+        self.grads = torch.zeros_like(self.flat)
+        self.params = [[] for _ in models]
+        for own, row, grad in zip(self.params, self.flat, self.grads, strict=True):
+            for piece, part, shape in zip(row.split(sizes), grad.split(sizes), self.shapes.values(), strict=True):
+                param = nn.Parameter(piece.view(shape))
+                param.grad = part.view(shape)
+                own.append(param)
+
+    @torch.no_grad()
+    def gradient(self, x: Tensor, y: Tensor, alive: Sequence[int], step: int) -> Tensor:
+        """Losses, with gradients in place."""
+        found = torch.zeros(len(self.flat))
+        living = set(alive)
+        for loop, rows in self.groups:
+            kept = [row for row in rows if row in living]
+            if not kept:
+                continue
+            flat = self.flat if len(kept) == len(self.flat) else self.flat[kept]
+            losses, _, grads = loop.gradient(
+                flat, _each(x, len(kept)), _each(y, len(kept)), seed=self.seed, step=step, first_task=rows[0]
+            )
+            self.grads[kept] = grads
+            found[kept] = losses
+        return found[list(alive)]
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
+        """Outputs in evaluation mode."""
+        model, first = self.models[0], self.groups[0][0]
+        outs = []
+        for row in alive:
+            own = first.unflatten(self.flat[row])
+            outs.append(torch.cat([functional_call(model, own, part) for part in x.split(EVAL_ROWS)]))
+        return torch.stack(outs)
+
+
+def _each(x: Tensor, copies: int) -> Tensor:
+    return x.unsqueeze(0).expand(copies, *x.shape).contiguous()
+
+
+def _repeated(x: Tensor, copies: int) -> Tensor:
+    return x.unsqueeze(0).expand(copies, *x.shape).flatten(0, 1)
+
+
+@contextmanager
+def _seeded(seed: int, step: int, index: int) -> Iterator[None]:
+    """Dropout of a step depends on its number alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed * 1_000_003 + step) * 1_009 + index)
+        yield
+
+
+def make_engine(
+    models: Sequence[nn.Module], loss: Loss, x: Tensor, y: Tensor, seed: int, engine: str
+) -> tuple[Engine, str]:
+    """The engine that is asked for, or the fastest that takes these models, and why not a faster one.
+
+    Args:
+        models: of the same architecture.
+        loss: per example.
+        x: a few examples.
+        y: their targets.
+        seed: of dropout.
+        engine: "auto", "compiled", "stacked" or "loop".
+    """
+    reasons = []
+    kinds = {cross_entropy: "cross_entropy", mse: "mse"}
+    if engine in ("auto", "compiled"):
+        try:
+            if loss not in kinds:
+                raise ValueError("its loss has no compiled form")
+            made = Compiled(models, kinds[loss], seed)
+            made.gradient(x, y, range(len(models)), 0)
+            _compare(made, models, x)
+            return made, ""
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if engine == "compiled":
+                raise ValueError(f'engine="compiled" does not take these models: {error}') from error
+            reasons.append(f"not compiled: {error}")
+    if engine in ("auto", "stacked"):
+        try:
+            side = Side(models, loss, seed)
+            _compare(side, models, x)
+            return side, "; ".join(reasons)
+        except (NotStackableError, RuntimeError) as error:
+            if engine == "stacked":
+                raise ValueError(f'engine="stacked" does not take these models: {error}') from error
+            reasons.append(f"not stacked: {error}")
+    return InTurn(models, loss, seed), "; ".join(reasons)
+
+
+@torch.no_grad()
+def _compare(side: Engine, models: Sequence[nn.Module], x: Tensor) -> None:
+    """One program for all may be wrong where a model's own code differs or mixes examples: looked at before it is used."""
+    got = side.outputs(x, range(len(models)))
+    for index, model in enumerate(models):
+        want = model.eval()(x)
+        if got[index].shape != want.shape or not torch.allclose(got[index], want, rtol=1e-3, atol=1e-4):
+            raise NotStackableError("together they do not compute what each model computes")
