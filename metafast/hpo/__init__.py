@@ -8,7 +8,10 @@ from metafast._dimensions import Choice, FloatRange, IntRange
 from metafast.hpo._conditions import Condition, when
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
+from metafast.hpo._records import task_of_runs
 from metafast.hpo._space import Space
+from metafast.hpo._studies import observations_of_study, task_of_study
+from metafast.hpo._tables import task_of_table
 from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
 
 if TYPE_CHECKING:
@@ -26,7 +29,11 @@ __all__ = [
     "Space",
     "Suggestion",
     "architecture_features",
+    "observations_of_study",
     "task_features",
+    "task_of_runs",
+    "task_of_study",
+    "task_of_table",
     "when",
 ]
 

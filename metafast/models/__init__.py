@@ -6,8 +6,8 @@ Each takes `seed=`: the initial weights then depend on it alone, and the global 
 from metafast.models._encoders import BertClassifier, RobertaClassifier
 from metafast.models._few_shot import Conv4, OmniglotFC, ResNet12, SinusoidMLP
 from metafast.models._resnet import ResNet18
-from metafast.models._series import LSTMForecaster
 from metafast.models._sequence import SequenceTransformer
+from metafast.models._series import LSTMForecaster
 from metafast.models._small import MLP, EmbeddingBagClassifier, LogisticRegression, SmallCNN
 from metafast.models._speech import DeepSpeech
 from metafast.models._text import RNNClassifier, SentenceCNN, TextCNN, TextMLP
