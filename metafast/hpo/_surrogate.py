@@ -1,0 +1,273 @@
+"""The surrogate: a Gaussian process whose mean and covariance are those of tasks that were searched before.
+
+At a point, each known task has a value (interpolated on its own table, `_known.py`). Their weighted mean is the prior
+mean; their weighted products are the prior covariance, so that an observation moves all that it moved together with in
+other tasks; what is new in a task is a Gaussian process of its own over the space. A predictor that has learned nothing
+is one more point, whose score is often known before the first run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from metafast.hpo._encode import Axis, distances, matern
+from metafast.hpo._known import Family, Known, at
+from metafast.hpo._posterior import Grid, Joint, Mixture, condition
+from metafast.hpo._scores import Scores
+
+_SCALES = 8
+_REACH = 2.0  # standard deviations of the log scale that its grid covers
+_WIDER = 3.0  # tasks' worth of doubt about centre and scale, where few tasks tell them
+_REFERENCE_NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `tuned` finds by leaving tasks out.
+
+    Args:
+        length: of the interpolation between known configurations, in ranges.
+        smooth: noise variance of it.
+        strength: of the covariance that other tasks teach.
+        new_length: of what is new, in ranges times the root of the number of hyperparameters.
+        local: how much more that is where known tasks differ, in [0, 1].
+        noise: variance of a measurement.
+        novelties: shares of what is new that are tried.
+        alike: weight of a task by its features, in [0, 1]; 0: features are not looked at.
+        alike_length: how far features reach, in standard deviations.
+        trust: observations that settle scale and novelty at most.
+        early: over how many halvings of the budget what is new stays the same.
+    """
+
+    length: float = 0.3
+    smooth: float = 0.02
+    strength: float = 1.0
+    new_length: float = 0.25
+    local: float = 0.7
+    noise: float = 0.02
+    novelties: tuple[float, ...] = (0.05, 0.15, 0.5, 1.5)
+    alike: float = 0.5
+    alike_length: float = 1.0
+    early: float = 2.0
+    trust: float = 2.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """Points of a space, the first n of which were observed.
+
+    Args:
+        axes: of the space, by canonical name.
+        codes: `[M, H]`.
+        fractions: `[M]`, of the budget.
+        observed: `[n]`, as the model sees scores.
+        scores: how these are read.
+        reference: of a predictor that has learned nothing; NaN: not known.
+        features: of the task.
+    """
+
+    axes: dict[str, Axis]
+    codes: np.ndarray
+    fractions: np.ndarray
+    observed: np.ndarray
+    scores: Scores
+    reference: float
+    features: Mapping[str, float]
+
+
+class Surrogate:
+    """Beliefs about a task from those that are known.
+
+    Args:
+        families: what is known.
+        settings: of the model.
+    """
+
+    def __init__(self, families: Sequence[Family], settings: Settings = Settings()) -> None:  # noqa: B008
+        self.families = list(families)
+        self.settings = settings
+
+    def without(self, datasets: set[str]) -> Surrogate:
+        """The same, knowing nothing of some data sets; nothing that was computed is lost."""
+        kept = []
+        for family in self.families:
+            tasks = [task for task in family.tasks if task.dataset not in datasets]
+            if tasks:
+                kept.append(replace(family, tasks=tasks))
+        return Surrogate(kept, self.settings)
+
+    def scores(self, query: Query) -> tuple[Mixture, float]:
+        """The mixture at all points, and the log density of what was observed."""
+        known, weights, shares = self._weighted(query)
+        values = self._values(query, known)
+        n = len(query.observed)
+        joint = self._joint(query, values, weights, shares, n)
+        observed = query.observed
+        noise = np.full(n, self.settings.noise)
+        told = np.array([task.reference for _, task in known])
+        if math.isfinite(query.reference) and np.isfinite(told).any():
+            joint, observed, noise = self._with_reference(query, joint, values, weights, told, noise)
+        grid = self._grid(query, [task for _, task in known], weights)
+        joint = replace(joint, noise=noise)
+        mixture, evidence = condition(joint, grid, observed, self.settings.noise, self.settings.trust)
+        extra = len(observed) - n
+        if extra:
+            mixture = Mixture(mixture.weights, mixture.means[:, extra:], mixture.variances[:, extra:])
+        return mixture, evidence
+
+    def values(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """What each known task has at the points, `[T, M]`, and the tasks' weights `[T]`; none where T is 0."""
+        known, weights, _ = self._weighted(query)
+        return self._values(query, known)[0], weights
+
+    def _weighted(self, query: Query) -> tuple[list[tuple[Family, Known]], np.ndarray, np.ndarray]:
+        """Tasks that share hyperparameters, their weights, and the shares of the query's that each family has."""
+        known, weights, shares = [], [], []
+        for family in self.families:
+            shared = len(family.shared(query.axes))
+            if not shared:
+                continue
+            overlap = shared / (len(query.axes) + len(family.axes) - shared)
+            for task in family.tasks:
+                known.append((family, task))
+                weights.append(overlap**2)
+                shares.append(shared / len(query.axes))
+        if not known:
+            return [], np.zeros(0), np.zeros(0)
+        w = np.array(weights) * self._alike(query.features, [task for _, task in known])
+        return known, w / w.sum(), np.array(shares)
+
+    def _alike(self, features: Mapping[str, float], known: list[Known]) -> np.ndarray:
+        """How much each task counts by its features."""
+        s = self.settings
+        names = sorted({name for task in known for name in task.features} & features.keys())
+        if not names or not s.alike or len(known) < 2:
+            return np.ones(len(known))
+        table = np.array([[task.features.get(name, math.nan) for name in names] for task in known])
+        spread = np.nanstd(table, axis=0)
+        use = spread > 1e-6
+        if not use.any():
+            return np.ones(len(known))
+        here = np.array([features[name] for name in names])
+        gaps = ((table - here) / np.where(use, spread, 1.0))[:, use]
+        gaps = np.where(np.isfinite(gaps), np.clip(gaps, -3, 3), 1.0)
+        squares = (gaps**2).mean(1)
+        near = np.exp(-0.5 * (squares - squares.min()) / s.alike_length**2)
+        return (1 - s.alike) + s.alike * near * len(near) / near.sum()
+
+    def _values(self, query: Query, known: list[tuple[Family, Known]]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Known tasks' values `[T, M]`, and per family the weights' leftovers."""
+        s, values = self.settings, np.zeros((len(known), len(query.codes)))
+        made: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        names = list(query.axes)
+        left = []
+        for row, (family, task) in enumerate(known):
+            if id(family) not in made:
+                shared = family.shared(query.axes)
+                codes = recoded(query.axes, family.axes, shared, query.codes[:, [names.index(name) for name in shared]])
+                missing = 1 - len(shared) / len(family.axes)
+                made[id(family)] = family.weights(shared, codes, s.length, s.smooth + 0.3 * missing)
+                left.append(made[id(family)][2])
+            values[row] = at(task, made[id(family)][0], query.fractions)
+        return values, left
+
+    def _joint(
+        self, query: Query, made: tuple[np.ndarray, list[np.ndarray]], weights: np.ndarray, shares: np.ndarray, n: int
+    ) -> Joint:
+        s, values = self.settings, made[0]
+        space = matern(
+            distances(list(query.axes.values()), query.codes[:n], query.codes),
+            s.new_length * math.sqrt(2 * len(query.axes)),
+        )
+        halvings = np.abs(np.log2(query.fractions[:n, None] / query.fractions))
+        new = space * np.exp(-halvings / s.early)
+        points = len(query.codes)
+        if not len(values):
+            return Joint(np.zeros(points), new, new, np.ones(points), np.ones(points), np.zeros(n))
+        mean = weights @ values
+        basis = np.sqrt(weights * s.strength)[:, None] * (values - mean)
+        variance = (basis**2).sum(0)
+        size = np.sqrt((1 - s.local) + s.local * variance)
+        new = new * size[:n, None] * size
+        unknown = 1 - float(weights @ shares)
+        known = basis[:, :n].T @ basis + unknown * new
+        gap = np.mean(made[1], axis=0)  # what interpolation leaves open
+        return Joint(
+            mean, known + np.sqrt(gap[:n, None] * gap) * space, new, variance + unknown * size**2 + gap, size**2,
+            np.zeros(n),
+        )  # fmt: skip
+
+    def _with_reference(
+        self,
+        query: Query,
+        joint: Joint,
+        made: tuple[np.ndarray, list[np.ndarray]],
+        weights: np.ndarray,
+        told: np.ndarray,
+        noise: np.ndarray,
+    ) -> tuple[Joint, np.ndarray, np.ndarray]:
+        """One more point, the first: what has learned nothing."""
+        values, s = made[0], self.settings
+        known = np.isfinite(told)
+        middle = float(weights[known] @ told[known] / weights[known].sum())
+        told = np.where(known, told, middle)
+        off = np.sqrt(weights * s.strength) * (told - middle)
+        basis = np.sqrt(weights * s.strength)[:, None] * (values - weights @ values)
+        row = np.concatenate([[off @ off], off @ basis])
+        n = len(query.observed)
+        full = np.zeros((n + 1, len(row)))
+        full[0], full[1:, 0], full[1:, 1:] = row, row[1 : n + 1], joint.known
+        new = np.zeros_like(full)
+        new[0, 0] = _REFERENCE_NOISE
+        new[1:, 1:] = joint.new
+        joint = Joint(
+            np.concatenate([[middle], joint.mean]),
+            full,
+            new,
+            np.concatenate([row[:1], joint.known_variance]),
+            np.concatenate([[_REFERENCE_NOISE], joint.new_variance]),
+            joint.noise,
+        )
+        observed = np.concatenate([[query.reference], query.observed])
+        return joint, observed, np.concatenate([[_REFERENCE_NOISE], noise])
+
+    def _grid(self, query: Query, known: list[Known], weights: np.ndarray) -> Grid:
+        """Where offset and scale may lie: as in known tasks with this metric, or else around what was observed."""
+        s = self.settings
+        novelties = np.array(s.novelties)
+        same = [row for row, task in enumerate(known) if task.scores == query.scores]
+        steps = np.linspace(-_REACH, _REACH, _SCALES)
+        if same:
+            w = weights[same] / weights[same].sum()
+            count = 1 / (w**2).sum()
+            doubt = math.sqrt(1 + _WIDER / count)
+            logs = np.log([known[row].spread for row in same])
+            centres = np.array([known[row].centre for row in same])
+            middle, centre = float(w @ logs), float(w @ centres)
+            wide = math.sqrt(float(w @ (centres - centre) ** 2) + math.exp(2 * middle) * 0.25) * doubt
+            sigma = math.sqrt(float(w @ (logs - middle) ** 2) + 0.04) * doubt
+        else:
+            told = query.observed[np.isfinite(query.observed)]
+            if math.isfinite(query.reference):
+                told = np.append(told, query.reference)
+            centre = float(told.mean()) if len(told) else 0.0
+            size = float(told.std()) if len(told) > 1 else 0.0
+            size = size or abs(centre) / 3 or 1.0
+            middle, sigma, wide = math.log(size), 1.0, 5 * size
+        weigh = np.exp(-0.5 * steps**2)
+        return Grid(
+            np.exp(middle + sigma * steps), weigh / weigh.sum(), novelties, np.full(len(novelties), 1 / len(novelties)),
+            centre, wide,
+        )  # fmt: skip
+
+
+def recoded(own: Mapping[str, Axis], other: Mapping[str, Axis], shared: Sequence[str], codes: np.ndarray) -> np.ndarray:
+    """Codes `[M, len(shared)]` on the axes of another space."""
+    moved = codes.copy()
+    for column, name in enumerate(shared):
+        moved[:, column] = other[name].from_code(own[name], codes[:, column])
+    return moved
