@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from metafast._dimensions import Choice, FloatRange, IntRange
 from metafast.hpo._conditions import Condition, when
+from metafast.hpo._external import svm_tasks, taskset_tasks
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
+from metafast.hpo._predictor import Predictor
 from metafast.hpo._records import task_of_runs
 from metafast.hpo._space import Space
 from metafast.hpo._studies import observations_of_study, task_of_study
+from metafast.hpo._synthetic import synthetic_tasks
 from metafast.hpo._tables import task_of_table
 from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
 
@@ -26,14 +29,18 @@ __all__ = [
     "IntRange",
     "MetaTask",
     "Observation",
+    "Predictor",
     "Space",
     "Suggestion",
     "architecture_features",
     "observations_of_study",
+    "svm_tasks",
+    "synthetic_tasks",
     "task_features",
     "task_of_runs",
     "task_of_study",
     "task_of_table",
+    "taskset_tasks",
     "when",
 ]
 

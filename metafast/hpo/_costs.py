@@ -32,7 +32,9 @@ def log_seconds(surrogate: Surrogate, query: Query, measured: np.ndarray) -> tup
     if not len(rows):
         return mean, False
     basis = np.sqrt(weights)[:, None] * (known - mean) if len(known) else np.zeros((0, len(mean)))
-    space = matern(distances(list(query.axes.values()), query.codes[rows], query.codes), _LENGTH * math.sqrt(len(query.axes)))
+    space = matern(
+        distances(list(query.axes.values()), query.codes[rows], query.codes), _LENGTH * math.sqrt(len(query.axes))
+    )
     across = basis[:, rows].T @ basis + (_NEW if len(known) else 1.0) * space + _WIDE**2
     level = float(np.mean(measured[rows] - mean[rows]))
     rest = measured[rows] - mean[rows] - level

@@ -142,7 +142,7 @@ def axes_of(space: Space) -> dict[str, Axis]:
     axes = {}
     for name, short in canonical_names(space.dimensions).items():
         scale = space.scales[name]
-        to_one = scale.numeric and short in TO_ONE and 0 <= scale.low and scale.high <= 1
+        to_one = scale.numeric and short in TO_ONE and scale.low >= 0 and scale.high <= 1
         axes[short] = Axis(scale.numeric, scale.log, scale.low, scale.high, to_one)
     return axes
 

@@ -58,13 +58,12 @@ def _asked(name: str, space: Space, observed: Sequence[Observation], direction: 
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            study = optuna.create_study(direction=direction, sampler=sampler)
+            study = optuna.create_study(direction=direction, sampler=sampler)  # type: ignore[arg-type]
             for one in finished:
                 if math.isfinite(one.score):
                     used = {key: distributions[key] for key in one.config if key in distributions}
                     params = {key: one.config[key] for key in used}
                     study.add_trial(optuna.trial.create_trial(params=params, distributions=used, value=one.score))
-            trial = study.ask(dict(distributions))
+            return space.ask(study.ask())
         finally:
             optuna.logging.set_verbosity(level)
-    return dict(trial.params)

@@ -62,6 +62,11 @@ class Family:
     tasks: list[Known] = field(default_factory=list)
     _solved: dict[tuple[tuple[str, ...], float, float], np.ndarray] = field(default_factory=dict, repr=False)
 
+    def same(self, other: Family) -> bool:
+        """Whether another has the same configurations."""
+        axes = list(self.axes.items()) == list(other.axes.items())
+        return axes and np.array_equal(self.codes, other.codes, equal_nan=True)
+
     def shared(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of the names that have an axis here."""
         asked = set(names)
@@ -69,7 +74,7 @@ class Family:
 
     def weights(
         self, names: tuple[str, ...], points: np.ndarray, length: float, noise: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """How the table's values make up those at other points, by a Gaussian process on the shared hyperparameters.
 
         Args:
@@ -79,8 +84,7 @@ class Family:
             noise: variance.
 
         Returns:
-            (weights `[M, N]`, kernel of points and table `[M, N]`, squared distances of the points `[M, M]`-free part:
-            the variance `[M]` that remains).
+            (weights `[M, N]`, the variance `[M]` that remains).
         """
         columns = [list(self.axes).index(name) for name in names]
         axes = [self.axes[name] for name in names]
@@ -91,7 +95,7 @@ class Family:
             self._solved[key] = np.linalg.inv(kernel + noise * np.eye(len(table)))
         across = matern(distances(axes, points, self.codes[:, columns]), length)
         weights = across @ self._solved[key]
-        return weights, across, np.maximum(1 - (weights * across).sum(1), 0.0)
+        return weights, np.maximum(1 - (weights * across).sum(1), 0.0)
 
 
 def remember(task: MetaTask) -> Known:
@@ -127,13 +131,10 @@ def families_of(tasks: Sequence[MetaTask]) -> list[Family]:
     found: list[Family] = []
     for task in tasks:
         axes = axes_of(task.space)
-        codes = encode(axes, task.configs)
-        for family in found:
-            if list(family.axes.items()) == list(axes.items()) and np.array_equal(family.codes, codes, equal_nan=True):
-                break
-        else:
-            family = Family(axes, codes)
-            found.append(family)
+        made = Family(axes, encode(axes, task.configs))
+        family = next((other for other in found if other.same(made)), made)
+        if family is made:
+            found.append(made)
         family.tasks.append(remember(task))
     return found
 

@@ -115,7 +115,9 @@ class Grid:
     wide: float
 
 
-def condition(joint: Joint, grid: Grid, observed: np.ndarray, noise: float, trust: float = math.inf) -> tuple[Mixture, float]:
+def condition(
+    joint: Joint, grid: Grid, observed: np.ndarray, noise: float, trust: float = math.inf
+) -> tuple[Mixture, float]:
     """Beliefs after observations.
 
     Args:
@@ -145,12 +147,12 @@ def condition(joint: Joint, grid: Grid, observed: np.ndarray, noise: float, trus
         variance = variance - (across * solved[:, :, :points]).sum(1)
         means = means + (across * solved[:, :, points:]).sum(1)
         fit = -0.5 * (rest * solved[:, :, points]).sum(1) - 0.5 * np.linalg.slogdet(left)[1]
-        logs = logs + min(1.0, trust / n) * (fit - n * np.log(scale))
-    top = logs.max()
-    weights = np.exp(logs - top)
-    evidence = float(top + math.log(weights.sum())) - 0.5 * n * math.log(2 * math.pi)
+        likely = fit - n * np.log(scale)
+        evidence = _log_sum(logs + likely) - 0.5 * n * math.log(2 * math.pi)
+        logs = logs + min(1.0, trust / n) * likely
+    weights = np.exp(logs - _log_sum(logs))
     spread = np.maximum(variance, _LEAST) + noise
-    mixture = Mixture(weights / weights.sum(), grid.centre + scale[:, None] * means, scale[:, None] ** 2 * spread)
+    mixture = Mixture(weights, grid.centre + scale[:, None] * means, scale[:, None] ** 2 * spread)
     return mixture, evidence
 
 
@@ -158,3 +160,8 @@ def phi(values: np.ndarray) -> np.ndarray:
     """The normal distribution function."""
     result: np.ndarray = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(values))).numpy()
     return result
+
+
+def _log_sum(logs: np.ndarray) -> float:
+    top = logs.max()
+    return float(top + math.log(np.exp(logs - top).sum()))

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metafast.hpo._metrics import plain
 from metafast.hpo._types import DIRECTIONS
 
 ERRORS = frozenset({"wer", "cer", "error", "error_rate", "err", "eer"})
+SHARES = frozenset({"accuracy", "acc", "top1", "top5", "f1", "auc", "roc_auc", "precision", "recall", "iou", "map"})
 LOSSES = frozenset({"loss", "mse", "mae", "rmse", "nll", "perplexity", "ppl", "cross_entropy", "log_loss", "bpc"})
 _TINY = 1e-12
 _FLOOR = 0.25  # of the way from the reference to the best: how far below the reference a score still counts
@@ -42,7 +44,7 @@ class Scores:
         """
         if direction not in DIRECTIONS:
             raise ValueError(f'direction must be "maximize" or "minimize", got {direction!r}')
-        name = metric.lower().removeprefix("val_").removeprefix("valid_").removeprefix("test_")
+        name = plain(metric)
         if direction == "maximize":
             return cls("same", name)
         if name in ERRORS:
@@ -59,10 +61,12 @@ class Scores:
         return scores * 1.0 if self.kind == "same" else (1.0 if self.kind == "error" else 0.0) - scores
 
     def outward(self, values: np.ndarray) -> np.ndarray:
-        """And back."""
+        """And back; shares stay in [0, 1], errors at least 0."""
         if self.kind == "log":
             return np.exp(np.clip(-values, -80, 80))
-        return values * 1.0 if self.kind == "same" else (1.0 if self.kind == "error" else 0.0) - values
+        if self.kind == "same":
+            return np.clip(values, 0.0, 1.0) if self.metric in SHARES else values * 1.0
+        return np.maximum(1.0 - values, 0.0) if self.kind == "error" else -values
 
 
 def tame(values: np.ndarray, reference: float | None) -> np.ndarray:

@@ -17,12 +17,14 @@ import numpy as np
 from metafast.hpo._encode import Axis, distances, matern
 from metafast.hpo._known import Family, Known, at
 from metafast.hpo._posterior import Grid, Joint, Mixture, condition
-from metafast.hpo._scores import Scores
+from metafast.hpo._scores import SHARES, Scores
 
 _SCALES = 8
 _REACH = 2.0  # standard deviations of the log scale that its grid covers
 _WIDER = 3.0  # tasks' worth of doubt about centre and scale, where few tasks tell them
 _REFERENCE_NOISE = 0.05
+_SHARE_CENTRE = 0.6, 0.4  # of accuracies, where no task tells: mean and standard deviation of the offset
+_SHARE_SCALE = math.log(0.15), 0.7  # and of the log scale
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,22 @@ class Settings:
         alike: weight of a task by its features, in [0, 1]; 0: features are not looked at.
         alike_length: how far features reach, in standard deviations.
         trust: observations that settle scale and novelty at most.
+        portfolio: first runs that are chosen by the known tasks alone.
         early: over how many halvings of the budget what is new stays the same.
     """
 
     length: float = 0.3
     smooth: float = 0.02
-    strength: float = 1.0
-    new_length: float = 0.25
-    local: float = 0.7
+    strength: float = 1.2
+    new_length: float = 0.14
+    local: float = 0.9
     noise: float = 0.02
     novelties: tuple[float, ...] = (0.05, 0.15, 0.5, 1.5)
     alike: float = 0.5
     alike_length: float = 1.0
     early: float = 2.0
-    trust: float = 2.0
+    trust: float = 1.0
+    portfolio: int = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Surrogate:
         settings: of the model.
     """
 
-    def __init__(self, families: Sequence[Family], settings: Settings = Settings()) -> None:  # noqa: B008
+    def __init__(self, families: Sequence[Family], settings: Settings = Settings()) -> None:
         self.families = list(families)
         self.settings = settings
 
@@ -100,29 +104,48 @@ class Surrogate:
                 kept.append(replace(family, tasks=tasks))
         return Surrogate(kept, self.settings)
 
-    def scores(self, query: Query) -> tuple[Mixture, float]:
-        """The mixture at all points, and the log density of what was observed."""
+    def believe(self, query: Query, *, blank: bool = False) -> tuple[Mixture, float]:
+        """Beliefs at all points, and the log density of what was observed.
+
+        Args:
+            query: the points.
+            blank: whether to forget what known tasks say of configurations; their centres and scales stay.
+        """
         known, weights, shares = self._weighted(query)
-        values = self._values(query, known)
-        n = len(query.observed)
-        joint = self._joint(query, values, weights, shares, n)
-        observed = query.observed
-        noise = np.full(n, self.settings.noise)
+        noise = np.full(len(query.observed), self.settings.noise)
+        grid = self._grid(query, [task for _, task in known], weights)
+        if blank or not known:
+            joint = self._joint(query, None, weights, shares)
+            return condition(
+                replace(joint, noise=noise), grid, query.observed, self.settings.noise, self.settings.trust
+            )
+        made = self._made(query, known)
+        joint = replace(self._joint(query, made, weights, shares), noise=noise)
+        observed, first = query.observed, 0
         told = np.array([task.reference for _, task in known])
         if math.isfinite(query.reference) and np.isfinite(told).any():
-            joint, observed, noise = self._with_reference(query, joint, values, weights, told, noise)
-        grid = self._grid(query, [task for _, task in known], weights)
-        joint = replace(joint, noise=noise)
+            joint = self._with_reference(joint, made[0], weights, told)
+            observed, first = np.concatenate([[query.reference], observed]), 1
         mixture, evidence = condition(joint, grid, observed, self.settings.noise, self.settings.trust)
-        extra = len(observed) - n
-        if extra:
-            mixture = Mixture(mixture.weights, mixture.means[:, extra:], mixture.variances[:, extra:])
-        return mixture, evidence
+        return Mixture(mixture.weights, mixture.means[:, first:], mixture.variances[:, first:]), evidence
 
     def values(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
         """What each known task has at the points, `[T, M]`, and the tasks' weights `[T]`; none where T is 0."""
         known, weights, _ = self._weighted(query)
-        return self._values(query, known)[0], weights
+        return self._made(query, known)[0], weights
+
+    def costs(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """What each known task whose cost is known would take at the points, `[T, M]` log seconds without their mean,
+        and the tasks' weights `[T]`."""
+        known, weights, _ = self._weighted(query)
+        timed = [row for row, (_, task) in enumerate(known) if math.isfinite(task.cost)]
+        if not timed:
+            return np.zeros((0, len(query.codes))), np.zeros(0)
+        tables = [
+            self._interpolation(query, known[row][0])[0] @ np.nan_to_num(known[row][1].costs.astype(np.float64))
+            for row in timed
+        ]
+        return np.array(tables), weights[timed] / weights[timed].sum()
 
     def _weighted(self, query: Query) -> tuple[list[tuple[Family, Known]], np.ndarray, np.ndarray]:
         """Tasks that share hyperparameters, their weights, and the shares of the query's that each family has."""
@@ -159,81 +182,66 @@ class Surrogate:
         near = np.exp(-0.5 * (squares - squares.min()) / s.alike_length**2)
         return (1 - s.alike) + s.alike * near * len(near) / near.sum()
 
-    def _values(self, query: Query, known: list[tuple[Family, Known]]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Known tasks' values `[T, M]`, and per family the weights' leftovers."""
-        s, values = self.settings, np.zeros((len(known), len(query.codes)))
-        made: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        names = list(query.axes)
-        left = []
+    def _interpolation(self, query: Query, family: Family) -> tuple[np.ndarray, np.ndarray]:
+        """Weights `[M, N]` of a family's table at the points, and the variances `[M]` that remain."""
+        names, shared = list(query.axes), family.shared(query.axes)
+        columns = query.codes[:, [names.index(name) for name in shared]]
+        missing = 1 - len(shared) / len(family.axes)
+        s = self.settings
+        return family.weights(shared, recoded(query.axes, family.axes, shared, columns), s.length, s.smooth + missing)
+
+    def _made(self, query: Query, known: list[tuple[Family, Known]]) -> tuple[np.ndarray, np.ndarray]:
+        """Known tasks' values at the points `[T, M]`, and what interpolation leaves open there, a variance `[T, M]`."""
+        values, left = np.zeros((2, len(known), len(query.codes)))
+        solved: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for row, (family, task) in enumerate(known):
-            if id(family) not in made:
-                shared = family.shared(query.axes)
-                codes = recoded(query.axes, family.axes, shared, query.codes[:, [names.index(name) for name in shared]])
-                missing = 1 - len(shared) / len(family.axes)
-                made[id(family)] = family.weights(shared, codes, s.length, s.smooth + 0.3 * missing)
-                left.append(made[id(family)][2])
-            values[row] = at(task, made[id(family)][0], query.fractions)
+            if id(family) not in solved:
+                solved[id(family)] = self._interpolation(query, family)
+            weights, left[row] = solved[id(family)]
+            values[row] = at(task, weights, query.fractions)
         return values, left
 
     def _joint(
-        self, query: Query, made: tuple[np.ndarray, list[np.ndarray]], weights: np.ndarray, shares: np.ndarray, n: int
+        self, query: Query, made: tuple[np.ndarray, np.ndarray] | None, weights: np.ndarray, shares: np.ndarray
     ) -> Joint:
-        s, values = self.settings, made[0]
-        space = matern(
-            distances(list(query.axes.values()), query.codes[:n], query.codes),
-            s.new_length * math.sqrt(2 * len(query.axes)),
-        )
+        """What is believed of the points before anything is observed."""
+        s, n, points = self.settings, len(query.observed), len(query.codes)
+        gaps = distances(list(query.axes.values()), query.codes[:n], query.codes)
+        space = matern(gaps, s.new_length * math.sqrt(len(query.axes)))
         halvings = np.abs(np.log2(query.fractions[:n, None] / query.fractions))
-        new = space * np.exp(-halvings / s.early)
-        points = len(query.codes)
-        if not len(values):
-            return Joint(np.zeros(points), new, new, np.ones(points), np.ones(points), np.zeros(n))
+        new, zero = space * np.exp(-halvings / s.early), np.zeros(n)
+        if made is None:
+            return Joint(np.zeros(points), new, new, np.ones(points), np.ones(points), zero)
+        values, left = made
         mean = weights @ values
         basis = np.sqrt(weights * s.strength)[:, None] * (values - mean)
-        variance = (basis**2).sum(0)
-        size = np.sqrt((1 - s.local) + s.local * variance)
+        taught = (basis**2).sum(0)
+        size = np.sqrt((1 - s.local) + s.local * taught)
         new = new * size[:n, None] * size
-        unknown = 1 - float(weights @ shares)
-        known = basis[:, :n].T @ basis + unknown * new
-        gap = np.mean(made[1], axis=0)  # what interpolation leaves open
-        return Joint(
-            mean, known + np.sqrt(gap[:n, None] * gap) * space, new, variance + unknown * size**2 + gap, size**2,
-            np.zeros(n),
-        )  # fmt: skip
+        unknown = 1 - float(weights @ shares)  # of the hyperparameters: they matter as much as known ones
+        open_ = weights @ left
+        known = basis[:, :n].T @ basis + unknown * new + np.sqrt(open_[:n, None] * open_) * space
+        return Joint(mean, known, new, taught + unknown * size**2 + open_, size**2, zero)
 
-    def _with_reference(
-        self,
-        query: Query,
-        joint: Joint,
-        made: tuple[np.ndarray, list[np.ndarray]],
-        weights: np.ndarray,
-        told: np.ndarray,
-        noise: np.ndarray,
-    ) -> tuple[Joint, np.ndarray, np.ndarray]:
+    def _with_reference(self, joint: Joint, values: np.ndarray, weights: np.ndarray, told: np.ndarray) -> Joint:
         """One more point, the first: what has learned nothing."""
-        values, s = made[0], self.settings
         known = np.isfinite(told)
         middle = float(weights[known] @ told[known] / weights[known].sum())
-        told = np.where(known, told, middle)
-        off = np.sqrt(weights * s.strength) * (told - middle)
-        basis = np.sqrt(weights * s.strength)[:, None] * (values - weights @ values)
-        row = np.concatenate([[off @ off], off @ basis])
-        n = len(query.observed)
-        full = np.zeros((n + 1, len(row)))
+        root = np.sqrt(weights * self.settings.strength)
+        off = root * (np.where(known, told, middle) - middle)
+        row = np.concatenate([[off @ off], (root * off) @ (values - weights @ values)])
+        n = len(joint.noise)
+        full, new = np.zeros((2, n + 1, len(row)))
         full[0], full[1:, 0], full[1:, 1:] = row, row[1 : n + 1], joint.known
-        new = np.zeros_like(full)
-        new[0, 0] = _REFERENCE_NOISE
-        new[1:, 1:] = joint.new
-        joint = Joint(
+        new[0, 0], new[1:, 1:] = _REFERENCE_NOISE, joint.new
+        return Joint(
             np.concatenate([[middle], joint.mean]),
             full,
             new,
             np.concatenate([row[:1], joint.known_variance]),
             np.concatenate([[_REFERENCE_NOISE], joint.new_variance]),
-            joint.noise,
+            np.concatenate([[_REFERENCE_NOISE], joint.noise]),
         )
-        observed = np.concatenate([[query.reference], query.observed])
-        return joint, observed, np.concatenate([[_REFERENCE_NOISE], noise])
 
     def _grid(self, query: Query, known: list[Known], weights: np.ndarray) -> Grid:
         """Where offset and scale may lie: as in known tasks with this metric, or else around what was observed."""
@@ -250,6 +258,8 @@ class Surrogate:
             middle, centre = float(w @ logs), float(w @ centres)
             wide = math.sqrt(float(w @ (centres - centre) ** 2) + math.exp(2 * middle) * 0.25) * doubt
             sigma = math.sqrt(float(w @ (logs - middle) ** 2) + 0.04) * doubt
+        elif query.scores.metric in SHARES or query.scores.kind == "error":
+            (centre, wide), (middle, sigma) = _SHARE_CENTRE, _SHARE_SCALE
         else:
             told = query.observed[np.isfinite(query.observed)]
             if math.isfinite(query.reference):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-
 from metafast.hpo._surrogate import Query, Surrogate
 
 LEAST_SHARED = 0.34  # of a space's hyperparameters that some known task has
@@ -21,14 +17,11 @@ def unlike(surrogate: Surrogate, query: Query) -> str | None:
         return "no task is known"
     if shared < LEAST_SHARED * len(names):
         return f"{shared} of {len(names)} hyperparameters are known"
-    if len(query.observed) >= FEWEST:
-        nothing = Surrogate([], surrogate.settings)
-        odds = nothing.evidence(query, surrogate) - surrogate.evidence(query)
-        if odds > MISFIT:
-            return f"the scores of {len(query.observed)} runs are unlike those of known tasks"
+    if len(query.observed) >= FEWEST and misfit(surrogate, query) > MISFIT:
+        return f"the scores of {len(query.observed)} runs are unlike those of known tasks"
     return None
 
 
-def shared_names(surrogate: Surrogate, names: Mapping[str, object]) -> np.ndarray:
-    """`[families]`, how many of the names each family of tasks has."""
-    return np.array([len(family.shared(names)) for family in surrogate.families])
+def misfit(surrogate: Surrogate, query: Query) -> float:
+    """Log odds of a process that knows nothing of configurations, against the known tasks."""
+    return surrogate.believe(query, blank=True)[1] - surrogate.believe(query)[1]
