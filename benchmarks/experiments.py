@@ -2,6 +2,7 @@
 
 python -m benchmarks.experiments online-tuning FOLDER    writes benchmarks/results/online_tuning.json and .png
 python -m benchmarks.experiments lr-adaptation FOLDER    writes benchmarks/results/lr_adaptation.json and pictures
+python -m benchmarks.experiments hp-prediction FOLDER    writes benchmarks/results/hp_prediction.json and pictures
 """
 
 from __future__ import annotations
@@ -35,7 +36,19 @@ def _lr_adaptation(found: dict[str, Any], folder: Path, stem: Path) -> list[Path
     return made
 
 
-PICTURES = {"online-tuning": _online_tuning, "lr-adaptation": _lr_adaptation}
+def _hp_prediction(found: dict[str, Any], folder: Path, stem: Path) -> list[Path]:
+    """The command's own pictures: regret on all suites, and shares and calibration of each."""
+    names = ["regret", *(f"{suite}_{kind}" for suite in found["suites"] for kind in ("shares", "calibration"))]
+    made = []
+    for name in names:
+        source = folder / f"{name}.png"
+        if source.exists():
+            made.append(stem.with_name(f"{stem.name}_{name}.png"))
+            shutil.copyfile(source, made[-1])
+    return made
+
+
+PICTURES = {"online-tuning": _online_tuning, "lr-adaptation": _lr_adaptation, "hp-prediction": _hp_prediction}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,8 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder")
     options = parser.parse_args(argv)
     found = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
+    long = ("looks",) if options.experiment != "hp-prediction" else ("tried", "course", "found_score", "told_score")
     for row in [*found["rows"], *found.get("sweep_rows", [])]:
-        row.pop("looks", None)  # curves stay in the run records: they would be most of the file
+        for key in long:  # curves stay in the run records: they would be most of the file
+            row.pop(key, None)
     name = options.experiment.replace("-", "_")
     stem = options.output / name
     write_results(stem.with_suffix(".json"), {**provenance(name), **found})

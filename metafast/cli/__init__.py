@@ -17,7 +17,7 @@ COMMANDS = {
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
     "hpo": "Predict hyperparameters from a few runs: fit, suggest.",
     "maml": "Meta-train, test and use few-shot learners: train, eval, adapt, transfer.",
-    "run": "Run an experiment: online-tuning.",
+    "run": "Run an experiment: online-tuning, lr-adaptation, hp-prediction.",
     "schedule": "Train and show controllers of the learning rate: meta-train, show.",
 }
 

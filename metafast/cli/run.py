@@ -91,3 +91,39 @@ def lr_adaptation(
     from metafast.cli._run_experiment import Options
 
     _run_rates.run(Options("lr-adaptation", recipe.value, tuple(only or ()), seed, seeds, output, workers, device))
+
+
+@app.command("hp-prediction")
+def hp_prediction(
+    recipe: Annotated[
+        Recipe,
+        typer.Option(help="smoke: a minute, no result; reduced: half an hour on one core; full: hours."),
+    ] = Recipe.smoke,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUITE", help="collected, taskset or svm; may be repeated. Default: all."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Folder of the collected tasks, as metafast hpo collect makes it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed of the searches.")] = 0,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Searches per method. Default: the recipe's.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
+        "metafast-hp-prediction"
+    ),
+    workers: Annotated[int, typer.Option(min=0, help="Searches side by side; 0: one per CPU core.")] = 0,
+) -> None:
+    """Predict hyperparameters from a few runs; compare with grid, random search, Optuna's samplers and transfer.
+
+    Searches are replayed on tables where every configuration was trained: those of metafast hpo collect, TaskSet's
+    Adam8p and SVMs on 40 data sets, a data set left out at a time. Writes run records, results.json, plots and one
+    self-contained HTML report. Called again with the same options it does what is missing: after an interruption, or
+    with more seeds.
+    """
+    from metafast.cli import _run_prediction
+
+    _run_prediction.run(
+        _run_prediction.PredictionOptions(
+            "hp-prediction", recipe.value, tuple(only or ()), seed, seeds, output, workers, "cpu", table
+        )
+    )

@@ -1,5 +1,5 @@
 """Plots of runs: loss, learning rates, rates of layers, how far a result depends on the starting rate,
-meta-learning, and tuning.
+meta-learning, tuning, and how well hyperparameters are predicted.
 
 Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
 Needs matplotlib: `pip install 'metafast[plots]'`.
@@ -7,6 +7,7 @@ Needs matplotlib: `pip install 'metafast[plots]'`.
 
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._heat import rate_heatmap
+from metafast.plots._hpo import RegretCurve, calibration_curves, predicted_and_true, regret_curves, share_bars
 from metafast.plots._maml import adaptation_curves, meta_learning_curves
 from metafast.plots._schedule import meta_training_curve
 from metafast.plots._style import save, style
@@ -14,8 +15,10 @@ from metafast.plots._tune import CostPanel, hyperparameter_trajectories, metric_
 
 __all__ = [
     "CostPanel",
+    "RegretCurve",
     "accuracy_by_rate",
     "adaptation_curves",
+    "calibration_curves",
     "hyperparameter_trajectories",
     "learning_rates",
     "loss_curves",
@@ -23,7 +26,10 @@ __all__ = [
     "meta_training_curve",
     "metric_by_cost",
     "population_schedules",
+    "predicted_and_true",
     "rate_heatmap",
+    "regret_curves",
     "save",
+    "share_bars",
     "style",
 ]
