@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from metafast._dimensions import Choice, FloatRange, IntRange
+from metafast.hpo._batched import TrainedBatch, batched_train
 from metafast.hpo._conditions import Condition, when
 from metafast.hpo._external import svm_tasks, taskset_tasks
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
+from metafast.hpo._grid_table import load_tasks, pack_tasks
 from metafast.hpo._predictor import Predictor
 from metafast.hpo._records import task_of_runs
 from metafast.hpo._space import Space
@@ -32,8 +34,12 @@ __all__ = [
     "Predictor",
     "Space",
     "Suggestion",
+    "TrainedBatch",
     "architecture_features",
+    "batched_train",
+    "load_tasks",
     "observations_of_study",
+    "pack_tasks",
     "svm_tasks",
     "synthetic_tasks",
     "task_features",

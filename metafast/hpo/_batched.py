@@ -86,11 +86,12 @@ def batched_train(
     """Trains a model for every configuration; those of one architecture and batch size in one program.
 
     Models that `metafast.innerloop` compiles (linear, convolutional, normalized by layer or group) run natively; others
-    whose layers can be stacked (embeddings, GRU and LSTM, transformers written with linear layers) as one stacked module;
-    the rest in turn. The steps of all are one call of a fused optimizer.
+    whose layers can be stacked (embeddings, GRU and LSTM, transformers written with linear layers) as one stacked
+    module; the rest in turn. The steps of all are one call of a fused optimizer.
 
-    A configuration is read for `lr` (default 0.001), `optimizer` ("adam", "adamw" or "sgd"), `momentum` (of SGD, default
-    0.9), `beta1`, `beta2`, `epsilon`, `weight_decay`, `batch_size` (default 32) and `seed`; everything else is for `build`.
+    A configuration is read for `lr` (default 0.001), `optimizer` ("adam", "adamw" or "sgd"), `momentum` (of SGD,
+    default 0.9), `beta1`, `beta2`, `epsilon`, `weight_decay`, `batch_size` (default 32) and `seed`; everything else is
+    for `build`.
 
     Args:
         build: makes the model of a configuration. What it draws depends on the seed alone.
@@ -101,8 +102,8 @@ def batched_train(
         loss: "cross_entropy", "mse", or a function of (outputs `[N, ...]`, targets `[N, ...]`) to losses `[N]`.
         metric: "accuracy", "mse", or a function of (outputs, targets) to a float. Default: what fits the loss.
         test: measured once, at the end.
-        seed: of the initial weights, the order of the data and dropout. Configurations of one batch size see the data in
-            one order.
+        seed: of the initial weights, the order of the data and dropout. Configurations of one batch size see the data
+            in one order.
         engine: "auto", or one of "compiled", "stacked" and "loop" for all.
         on_epoch: called after each epoch of a program with its number (from 1) and the scores so far, `[K, epochs]`
             (NaN: not trained yet); returns numbers of configurations to stop.
@@ -116,7 +117,8 @@ def batched_train(
 
     Example:
         >>> x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
-        >>> build = lambda config: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(config["dropout"]), nn.Linear(16, 3))
+        >>> def build(config):
+        ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(config["dropout"]), nn.Linear(16, 3))
         >>> configs = [{"lr": lr, "dropout": p} for lr in (1e-3, 1e-2) for p in (0.1, 0.5)]
         >>> done = batched_train(build, configs, (x, y), (x, y), epochs=2)
         >>> done.scores.shape, done.engines[0]

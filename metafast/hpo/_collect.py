@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from metafast._page import write_text
 from metafast._trainings import StoppedError, run_all
 from metafast.hpo._batched import batched_train
+from metafast.hpo._features import task_features
+from metafast.hpo._features_model import architecture_features
 from metafast.hpo._grid_tasks import GRID, POINTS, GridTask, grid_tasks
 from metafast.hpo._types import Config
 from metafast.runs import Run
 
 CELL = ("layers", "width", "batch_size")  # what configurations of one program have in common
 DONE = "trained"
+FEATURES = "features.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Cell:
     def folder(self) -> Path:
         """Where its record is, below the root."""
         name = "-".join(f"{key}{self.config[key]}" for key in CELL)
-        return Path(self.task.replace("/", "-")) / name
+        return Path(slug(self.task)) / name
 
     @property
     def configs(self) -> list[Config]:
@@ -72,6 +77,22 @@ def collect(root: Path, tasks: Sequence[GridTask], seed: int, jobs: int, progres
     """
     missing = [cell for cell in cells(tasks, seed) if not is_done(root / cell.folder)]
     run_all(missing, train_cell, root, jobs, progress)
+    for task in tasks:
+        file = root / slug(task.name) / FEATURES
+        if not file.exists():
+            write_text(file, json.dumps(features_of(task)) + "\n")
+
+
+def features_of(task: GridTask) -> dict[str, float]:
+    """What the predictor is told of a task: features of its data, and of the middle one of its architectures."""
+    parts = task.parts()
+    model = task.build(parts, {"layers": 3, "width": 128, "dropout": 0.3})
+    return task_features(tuple(parts.train), modality=task.modality) | architecture_features(model)
+
+
+def slug(name: str) -> str:
+    """A task's folder name."""
+    return name.replace("/", "-")
 
 
 def is_done(folder: Path) -> bool:

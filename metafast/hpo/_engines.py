@@ -1,4 +1,4 @@
-"""Three ways to the gradients of several models on the same batch: one native program, one stacked module, or in turn."""
+"""Three ways to the gradients of several models on one batch: a native program, a stacked module, or in turn."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def make_engine(
 
 @torch.no_grad()
 def _compare(side: Engine, models: Sequence[nn.Module], x: Tensor) -> None:
-    """One program for all may be wrong where a model's own code differs or mixes examples: looked at before it is used."""
+    """One program for all may be wrong where a model's code differs or mixes examples: looked at before it is used."""
     got = side.outputs(x, range(len(models)))
     for index, model in enumerate(models):
         want = model.eval()(x)

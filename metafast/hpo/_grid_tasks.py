@@ -42,6 +42,7 @@ class GridTask:
         loss: as `batched_train` takes it.
         metric: its name: "accuracy", "mse" or "wer".
         epochs: of the whole budget, a multiple of 8.
+        modality: as `task_features` names it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class GridTask:
     loss: str | Loss = "cross_entropy"
     metric: str = "accuracy"
     epochs: int = POINTS
+    modality: str = "image"
 
     @property
     def direction(self) -> str:
@@ -86,8 +88,8 @@ def grid_tasks() -> list[GridTask]:
     for name, length in (("ag_news", 16), ("clinc_oos", 10), ("few_rel", 16)):
         parts = functools.partial(data.texts, name, length, 600, 500)
         tasks += [
-            GridTask(f"{name}/rnn", name, parts, _rnn),
-            GridTask(f"{name}/transformer", name, parts, _transformer),
+            GridTask(f"{name}/rnn", name, parts, _rnn, modality="text"),
+            GridTask(f"{name}/transformer", name, parts, _transformer, modality="text"),
         ]
     for name, split, length, horizon, build, kind in (
         ("ett", "ETTh1", 24, 6, _lstm, "lstm"),
@@ -98,11 +100,11 @@ def grid_tasks() -> list[GridTask]:
         ("m4", "weekly", 13, 4, _lstm, "lstm"),
     ):
         parts = functools.partial(data.series, name, split, length, horizon, 600, 500)
-        tasks.append(GridTask(f"{name}_{split.lower()}/{kind}", name, parts, build, "mse", "mse"))
+        tasks.append(GridTask(f"{name}_{split.lower()}/{kind}", name, parts, build, "mse", "mse", modality="series"))
     spoken = "free_spoken_digit"
-    tasks.append(GridTask(f"{spoken}/cnn", spoken, data.spoken_digits, _cnn))
+    tasks.append(GridTask(f"{spoken}/cnn", spoken, data.spoken_digits, _cnn, modality="audio"))
     sequences = functools.partial(data.spoken_sequences, 600, 200)
-    tasks.append(GridTask(f"{spoken}/deep_speech", spoken, sequences, _deep_speech, ctc, "wer", 2 * POINTS))
+    tasks.append(GridTask(f"{spoken}/deep_speech", spoken, sequences, _deep_speech, ctc, "wer", 3 * POINTS, "audio"))
     return tasks
 
 
@@ -158,8 +160,10 @@ def _lstm(parts: data.Parts, config: Config) -> nn.Module:
 
 
 def _deep_speech(parts: data.Parts, config: Config) -> nn.Module:
-    units = config["width"] // 8
-    return DeepSpeech(data.BANDS, 11, channels=units, hidden=units, layers=config["layers"], dropout=config["dropout"])
+    units = config["width"] // 4  # and 128 ms for each step of the output: with shorter ones CTC hardly starts
+    return DeepSpeech(
+        data.BANDS, 11, channels=units, hidden=units, layers=config["layers"], stride=8, dropout=config["dropout"]
+    )
 
 
 def _outputs(parts: data.Parts) -> int:

@@ -114,7 +114,7 @@ def _together(tensors: Sequence[Any]) -> nn.Parameter:
 
 
 def _spread(kind: type[nn.Module], own: frozenset[str]) -> type[nn.Module]:
-    """The class, but each example sees its own model's parameters, `[K * B, *shape]` (less a leading dimension of 1)."""
+    """The class, but each example sees its own model's parameters: `[K * B, *shape]`, less a leading 1."""
 
     def getattribute(self: Any, name: str) -> Any:
         found = kind.__getattr__(self, name)
