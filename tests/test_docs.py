@@ -17,7 +17,7 @@ MODULES = sorted(
     for info in pkgutil.walk_packages(metafast.__path__, "metafast.")
     if not info.name.endswith(("__main__", "._host"))
 )
-OPTIONAL = set("triton matplotlib datasets sklearn PIL transformers accelerate torchmetrics optuna".split())
+OPTIONAL = set("triton matplotlib datasets sklearn PIL transformers accelerate torchmetrics optuna ray".split())
 
 
 @pytest.mark.parametrize("name", MODULES)

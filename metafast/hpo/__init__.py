@@ -22,6 +22,7 @@ from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
 if TYPE_CHECKING:
     from metafast.hpo._optuna_pruner import PredictorPruner as PredictorPruner
     from metafast.hpo._optuna_sampler import PredictorSampler as PredictorSampler
+    from metafast.hpo._ray import PredictorSearcher as PredictorSearcher
 
 __all__ = [
     "Belief",
@@ -50,18 +51,23 @@ __all__ = [
     "when",
 ]
 
-_OPTUNA = {"PredictorSampler": "_optuna_sampler", "PredictorPruner": "_optuna_pruner"}
+_LAZY = {
+    "PredictorPruner": ("_optuna_pruner", "optuna", "Optuna: pip install 'metafast[hpo]'"),
+    "PredictorSampler": ("_optuna_sampler", "optuna", "Optuna: pip install 'metafast[hpo]'"),
+    "PredictorSearcher": ("_ray", "ray", "Ray Tune: pip install 'ray[tune]'"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What builds on Optuna is imported where it is used."""
-    if name not in _OPTUNA:
+    """What builds on other libraries is imported where it is used."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    module, library, needs = _LAZY[name]
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_OPTUNA[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "optuna":
+        if (error.name or "").split(".")[0] != library:
             raise
-        raise ImportError(f"{name} needs Optuna: pip install 'metafast[hpo]'") from error
+        raise ImportError(f"{name} needs {needs}") from error

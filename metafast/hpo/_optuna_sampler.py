@@ -16,11 +16,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from metafast._checks import integer
+from metafast.hpo._asking import ask_predictor
 from metafast.hpo._optuna_arguments import Arguments
 from metafast.hpo._space import Space
 from metafast.hpo._space_optuna import Distributions
-from metafast.hpo._trials import Told, read_trials
-from metafast.hpo._types import Observation, Suggestion
+from metafast.hpo._trials import read_trials
+from metafast.hpo._types import Suggestion
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 PLAN = "metafast:plan"  # system attribute: what a trial is about to try, and why
 FALLBACKS = ("gp", "tpe")
-MOST_LISTED = 2048  # spaces up to this size are given to the predictor as a list without what is being tried
 MOST_SILENT = 8  # running trials that have not said what they try and are thought for
 SILENT_SECONDS = 60.0  # after which such a trial counts as dead
 LONGEST_ATTRIBUTE = 2045  # that Optuna's RDB storage holds
@@ -140,7 +140,16 @@ class PredictorSampler(BaseSampler):
             without=trial.number,
             planned=PLAN,
         )
-        suggestion = self._suggest(both.space, told, _silent(trials, trial) if told.silent else 0, keywords)
+        suggestion = ask_predictor(
+            self._arguments.predictor,
+            both.space,
+            told.observed,
+            told.pending,
+            self._rng,
+            best=told.best,
+            silent=_silent(trials, trial) if told.silent else 0,
+            keywords={**keywords, "fallback": "random"},
+        )
         params = both.params(suggestion.config)
         if suggestion.source in (*FALLBACKS, "random"):
             self._say(f"{suggestion.reason}: Optuna's {type(self._fallback).__name__} decides")
@@ -158,32 +167,6 @@ class PredictorSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Nothing is kept between trials: all is read from the storage."""
         self._tpe.after_trial(study, trial, state, values)
-
-    def _suggest(self, space: Space, told: Told, silent: int, keywords: dict[str, Any]) -> Suggestion:
-        """Asks the predictor, as if what is being tried had come out as expected."""
-        observed = list(told.observed)
-        taken = [observation.config for observation in observed] + [config for config, _ in told.pending]
-        for config, expected in told.pending:
-            lie = expected if expected is not None else told.best
-            if lie is not None and math.isfinite(lie):
-                observed.append(Observation(config, lie))
-        size = space.size
-        listed = space.grid(size) if size is not None and size <= MOST_LISTED else None
-        while True:
-            candidates = None
-            if listed is not None and taken:
-                keys = {space.key(config) for config in taken}
-                candidates = [config for config in listed if space.key(config) not in keys] or listed
-            seed = int(self._rng.integers(2**31))
-            suggestion: Suggestion = self._arguments.predictor.suggest(
-                space, observed, candidates=candidates, seed=seed, **keywords
-            )
-            if silent == 0:
-                return suggestion
-            silent -= 1
-            taken.append(suggestion.config)
-            if math.isfinite(suggestion.expected):
-                observed.append(Observation(suggestion.config, suggestion.expected))
 
     def _space(self, search_space: Mapping[str, BaseDistribution]) -> Space | None:
         """The given space, as far as it is asked for: a sampler around this one may fix some of it."""

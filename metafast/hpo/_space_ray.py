@@ -82,3 +82,23 @@ def _stepped(low: int, high: int, step: int, log: bool) -> Dimension:
     if step > 1 and (high - low) // step < MOST_STEPS:
         return Choice(list(range(low, high + 1, step)))
     return IntRange(low, high, log=log)
+
+
+def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with names joined by slashes, as Ray nests it."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        *above, last = name.split("/")
+        inner = found
+        for key in above:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return found
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A nested configuration with names joined by slashes."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found.update(flat(value, f"{above}{key}/") if isinstance(value, Mapping) else {f"{above}{key}": value})
+    return found

@@ -30,7 +30,7 @@ class StandIn:
         mean = sign * (centre + scale * mean)
         return Belief(mean, std, mean - 1.645 * std, mean + 1.645 * std, sign * mean + std, np.full(len(mean), np.nan))
 
-    def suggest(self, space, observed=(), *, candidates=None, seed=0, per_cost=True, **keywords):
+    def suggest(self, space, observed=(), *, candidates=None, seed=0, per_cost=True, fallback="gp", **keywords):
         candidates = candidates or space.candidates(np.random.default_rng(seed), 64)
         belief = self.belief(space, candidates, observed, **keywords)
         best = int(np.argmax(belief.merit))
