@@ -52,9 +52,9 @@ def _dimension(spec: Any) -> Dimension:
         return Choice(list(spec["grid_search"]))
     if hasattr(spec, "categories"):
         return Choice(list(spec.categories))
-    if not (hasattr(spec, "lower") and hasattr(spec, "upper")):
-        if callable(spec) or hasattr(spec, "func"):
-            raise TypeError("a function that samples has no range that could be searched; give choices or a range")
+    if callable(spec) or hasattr(spec, "func"):
+        raise TypeError("a function that samples has no range that could be searched; give choices or a range")
+    if not hasattr(spec, "get_sampler"):
         return Choice([spec])
     sampler = spec.get_sampler()
     step: float | None = getattr(sampler, "q", None)
