@@ -16,6 +16,26 @@ def _predictors() -> None:
     """Hyperparameters predicted from a few short runs."""
 
 
+@app.command("collect")
+def collect(
+    output: Annotated[Path, typer.Option(help="Folder for the run records and tasks.safetensors.")] = Path(
+        "metafast-tasks"
+    ),
+    task: Annotated[list[str] | None, typer.Option(help="Such as mnist/cnn; may be repeated. Default: all.")] = None,
+    hub: Annotated[bool, typer.Option(help="Train on electricity and LibriSpeech too, from the hub.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of all trainings.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Programs side by side; 0: one per CPU core.")] = 0,
+) -> None:
+    """Train the grid of 486 configurations on every task: hours on two cores.
+
+    Each program of 18 configurations leaves one run record; called again with the same options it trains what is
+    missing. `metafast hpo fit --table OUTPUT` learns from the folder.
+    """
+    from metafast.cli import _hpo_collect
+
+    _hpo_collect.run(output, task or [], hub, seed, workers)
+
+
 @app.command("fit")
 def fit(
     table: Annotated[

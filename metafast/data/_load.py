@@ -23,6 +23,7 @@ HUB_NAMES = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "few_nerd": "DFKI-SLT/few-nerd:supervised",
     "imdb": "stanfordnlp/imdb",
+    "librispeech": "openslr/librispeech_asr:clean",
     "mnist": "ylecun/mnist",
     "squad_v2": "rajpurkar/squad_v2",
     "yelp": "Yelp/yelp_review_full",

@@ -16,7 +16,7 @@ from metafast._trainings import StoppedError, run_all
 from metafast.hpo._batched import batched_train
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
-from metafast.hpo._grid_tasks import GRID, POINTS, GridTask, grid_tasks
+from metafast.hpo._grid_tasks import GRID, POINTS, GridTask, grid_tasks, hub_tasks
 from metafast.hpo._types import Config
 from metafast.runs import Run
 
@@ -106,7 +106,7 @@ def train_cell(cell: Cell, root: Path, progress: Callable[[int], None], stop: Ca
     Raises:
         StoppedError: `stop()` is true.
     """
-    task = next(task for task in grid_tasks() if task.name == cell.task)
+    task = next(task for task in grid_tasks() + hub_tasks() if task.name == cell.task)
     folder = root / cell.folder
     parts = task.parts()
     config = {

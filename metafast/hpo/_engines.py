@@ -80,7 +80,7 @@ class Side:
     def __init__(self, models: Sequence[nn.Module], loss: Loss, seed: int) -> None:
         self.model, self.loss, self.seed = stack(models), loss, seed
         self.copies = len(models)
-        self.params = [[] for _ in models]
+        self.params: list[list[nn.Parameter]] = [[] for _ in models]
         for weight in self.model.weights:
             weight.grad = torch.zeros_like(weight)
             for own, piece, grad in zip(self.params, weight.detach(), weight.grad, strict=True):
@@ -128,7 +128,7 @@ class Compiled:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.flat = torch.stack([first.flatten(dict(model.named_parameters())).detach() for model in models])
         self.grads = torch.zeros_like(self.flat)
-        self.params = [[] for _ in models]
+        self.params: list[list[nn.Parameter]] = [[] for _ in models]
         for own, row, grad in zip(self.params, self.flat, self.grads, strict=True):
             for piece, part, shape in zip(row.split(sizes), grad.split(sizes), self.shapes.values(), strict=True):
                 param = nn.Parameter(piece.view(shape))

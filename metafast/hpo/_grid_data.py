@@ -17,6 +17,9 @@ from metafast.hpo._batched import Pair
 BUCKETS = 1024  # of hashed words
 FRAMES, BANDS = 96, 16  # of a joined utterance: 16 ms each
 WORDS = 3  # digits of an utterance
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"  # symbols 1 and up of read speech; 0 is CTC's blank
+SPACE = 1
+READ_FRAMES = 256  # of read speech: 4 s
 
 
 class Parts(NamedTuple):
@@ -107,7 +110,7 @@ def series(name: str, split: str, length: int, horizon: int, train: int, held: i
     for part, count in zip(parts, (train, held, held), strict=True):
         rows = _shuffled(len(part.inputs))[:count]
         pairs.append(Pair(part.inputs[rows].contiguous(), part.targets[rows].contiguous()))
-    return Parts(*pairs, reference=float(pairs[1].targets.square().mean()))
+    return _parts(pairs, float(pairs[1].targets.square().mean()))
 
 
 @functools.cache
@@ -143,10 +146,59 @@ def spoken_sequences(train: int, held: int) -> Parts:
             inputs.append(F.pad(joined, (0, 0, 0, FRAMES - len(joined)), value=float(joined.min())))
             targets.append([labels[i] + 1 for i in chosen])
         pairs.append(Pair(torch.stack(inputs), torch.tensor(targets)))
-    return Parts(*_standardized(pairs), reference=1.0)
+    return _parts(_standardized(pairs), 1.0)
+
+
+def read_speech(name: str, train: int, held: int) -> Parts:
+    """Short utterances of read speech as spectrograms `[N, 256, 16]`, and their characters, 0 after the end.
+
+    Args:
+        name: of a data set with splits "train.100", "validation" and "test", and columns `audio` (as `datasets`
+            decodes it: samples and their rate) and `text`.
+        train: utterances to learn from.
+        held: of validation and of test each.
+
+    Raises:
+        ValueError: a split with too few utterances of at most four seconds.
+    """
+    order = {character: number for number, character in enumerate(CHARACTERS, 1)}
+    pairs, longest = [], 0
+    found: list[list[tuple[Tensor, list[int]]]] = []
+    for split, count in (("train.100", train), ("validation", held), ("test", held)):
+        rows: list[tuple[Tensor, list[int]]] = []
+        for row in load(name, split):
+            wave, rate = _waveform(row["audio"])
+            symbols = [order[c] for c in row["text"].lower() if c in order]
+            if symbols and len(wave) / rate <= 0.016 * READ_FRAMES:
+                spectrum = _spectrogram(wave, rate)
+                rows.append((F.adaptive_avg_pool1d(spectrum.T, BANDS)[:READ_FRAMES], symbols))
+                longest = max(longest, len(symbols))
+            if len(rows) == count:
+                break
+        if len(rows) < count:
+            raise ValueError(f"{name} {split} has {len(rows)} utterances of at most 4 s, {count} are needed")
+        found.append(rows)
+    for rows in found:
+        inputs = [F.pad(x, (0, 0, 0, READ_FRAMES - len(x)), value=float(x.min())) for x, _ in rows]
+        targets = [symbols + [0] * (longest - len(symbols)) for _, symbols in rows]
+        pairs.append(Pair(torch.stack(inputs), torch.tensor(targets)))
+    return _parts(_standardized(pairs), 1.0)
 
 
 # ---- inside
+
+
+def _parts(pairs: Sequence[Pair], reference: float) -> Parts:
+    train, val, test = pairs
+    return Parts(train, val, test, reference)
+
+
+def _waveform(audio: Any) -> tuple[Tensor, int]:
+    """Samples of one channel, and their rate: `datasets` gives a mapping, or a decoder in its newer versions."""
+    if hasattr(audio, "get_all_samples"):
+        samples = audio.get_all_samples()
+        return samples.data.mean(0).float(), int(samples.sample_rate)
+    return torch.as_tensor(audio["array"], dtype=torch.float32), int(audio["sampling_rate"])
 
 
 @functools.cache
@@ -175,10 +227,10 @@ def _spoken_parts() -> list[tuple[list[Tensor], list[int], list[str]]]:
     return parts
 
 
-def _spectrogram(sound: Tensor) -> Tensor:
-    """Log energies, `[129, frames]`, of 32 ms windows every 16 ms at 8 kHz."""
-    window = torch.hann_window(256)
-    spectrum = torch.stft(sound, 256, 128, window=window, return_complex=True).abs().square()
+def _spectrogram(sound: Tensor, rate: int = 8000) -> Tensor:
+    """Log energies, `[bins, frames]`, of 32 ms windows every 16 ms."""
+    size = round(0.032 * rate)
+    spectrum = torch.stft(sound, size, size // 2, window=torch.hann_window(size), return_complex=True).abs().square()
     return (spectrum + 1.0).log()
 
 

@@ -62,20 +62,39 @@ class GridTask:
     @property
     def measure(self) -> str | Metric:
         """The metric as `batched_train` takes it."""
-        return wer if self.metric == "wer" else self.metric
+        if self.metric != "wer":
+            return self.metric
+        return spelled_wer if self.dataset == "librispeech" else wer
 
 
 def ctc(outputs: Tensor, targets: Tensor) -> Tensor:
-    """CTC loss per word of each utterance, `[N]`."""
+    """CTC loss per symbol of each utterance, `[N]`; 0 ends a shorter target."""
     count, steps, _ = outputs.shape
-    lengths = torch.full((count,), steps), torch.full((count,), targets.shape[1])
-    log_probs = outputs.log_softmax(2).transpose(0, 1)
-    return F.ctc_loss(log_probs, targets, *lengths, reduction="none", zero_infinity=True) / targets.shape[1]
+    lengths = (targets != 0).sum(1)
+    log_probs, seen = outputs.log_softmax(2).transpose(0, 1), torch.full((count,), steps)
+    return F.ctc_loss(log_probs, targets, seen, lengths, reduction="none", zero_infinity=True) / lengths.clamp(min=1)
 
 
 def wer(outputs: Tensor, targets: Tensor) -> float:
-    """Word error rate of best-path decoding."""
-    return word_error_rate(ctc_decode(outputs), targets.tolist())
+    """Word error rate of best-path decoding, where every symbol is a word."""
+    return word_error_rate(ctc_decode(outputs), [[word for word in row if word] for row in targets.tolist()])
+
+
+def spelled_wer(outputs: Tensor, targets: Tensor) -> float:
+    """Word error rate where symbols are characters, and number 1 stands between words."""
+    numbers: dict[tuple[int, ...], int] = {}
+
+    def words(symbols: list[int]) -> list[int]:
+        found: list[list[int]] = [[]]
+        for symbol in symbols:
+            if symbol == data.SPACE:
+                found.append([])
+            elif symbol:
+                found[-1].append(symbol)
+        return [numbers.setdefault(tuple(word), len(numbers)) for word in found if word]
+
+    decoded = [words(row) for row in ctc_decode(outputs)]
+    return word_error_rate(decoded, [words(row) for row in targets.tolist()])
 
 
 def grid_tasks() -> list[GridTask]:
@@ -106,6 +125,19 @@ def grid_tasks() -> list[GridTask]:
     sequences = functools.partial(data.spoken_sequences, 600, 200)
     tasks.append(GridTask(f"{spoken}/deep_speech", spoken, sequences, _deep_speech, ctc, "wer", 3 * POINTS, "audio"))
     return tasks
+
+
+def hub_tasks() -> list[GridTask]:
+    """Two more data sets by the same recipes, which are read from the Hugging Face hub (or METAFAST_DATA)."""
+    loads = functools.partial(data.series, "electricity", "train", 24, 6, 600, 500)
+    speech = functools.partial(data.read_speech, "librispeech", 600, 200)
+    return [
+        GridTask("electricity/lstm", "electricity", loads, _lstm, "mse", "mse", modality="series"),
+        GridTask(
+            "electricity/transformer", "electricity", loads, _forecasting_transformer, "mse", "mse", modality="series"
+        ),
+        GridTask("librispeech/deep_speech", "librispeech", speech, _read_speech, ctc, "wer", 3 * POINTS, "audio"),
+    ]
 
 
 # ---- architectures: `width` is what an MLP has; a CNN has a quarter of it as channels and what reads sequences an
@@ -166,5 +198,13 @@ def _deep_speech(parts: data.Parts, config: Config) -> nn.Module:
     )
 
 
+def _read_speech(parts: data.Parts, config: Config) -> nn.Module:
+    units = config["width"]  # characters follow each other faster than digits
+    return DeepSpeech(
+        data.BANDS, len(data.CHARACTERS) + 1, channels=units, hidden=units, layers=config["layers"], stride=3,
+        dropout=config["dropout"],
+    )  # fmt: skip
+
+
 def _outputs(parts: data.Parts) -> int:
-    return int(max(part.targets.max() for part in parts[:3])) + 1  # type: ignore[union-attr]
+    return int(max(part.targets.max() for part in (parts.train, parts.val, parts.test))) + 1

@@ -117,7 +117,7 @@ def _spread(kind: type[nn.Module], own: frozenset[str]) -> type[nn.Module]:
     """The class, but each example sees its own model's parameters: `[K * B, *shape]`, less a leading 1."""
 
     def getattribute(self: Any, name: str) -> Any:
-        found = kind.__getattr__(self, name)
+        found: Any = kind.__getattr__(self, name)
         if name not in own:
             return found
         shape: _Shape = self.__dict__["_shape"]

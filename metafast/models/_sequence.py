@@ -62,7 +62,7 @@ class SequenceTransformer(nn.Module):
             if buckets is None:
                 self.embed = nn.Linear(features, dim)
             else:
-                self.embed = nn.Embedding(*_sizes(buckets=buckets), dim)
+                self.embed = nn.Embedding(_sizes(buckets=buckets)[0], dim)
             self.positions = nn.Parameter(0.02 * torch.randn(1, length, dim))
             self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, expansion) for _ in range(layers)))
             self.norm = nn.LayerNorm(dim)
