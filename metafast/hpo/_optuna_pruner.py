@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, MedianPruner
 from optuna.trial import FrozenTrial
 
 from metafast._checks import fraction, integer
 from metafast.hpo._optuna_arguments import Arguments
 from metafast.hpo._space import Space
 from metafast.hpo._space_optuna import Distributions
-from metafast.hpo._trials import Clock, observations, read_trials
+from metafast.hpo._trials import Clock, observations, read_trials, score
+from metafast.hpo._types import Config, Observation
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from metafast.hpo._predictor import Predictor
 
 NORMAL_90 = 1.6448536269514722  # half the width of a normal distribution's 90 % interval, in standard deviations
+MEDIAN_STARTUP = 5  # finished trials that Optuna's rule of the median needs
+
+_log = logging.getLogger(__name__)
 
 
 class PredictorPruner(BasePruner):
@@ -29,7 +34,8 @@ class PredictorPruner(BasePruner):
     The predictor sees what the trial has reported and all other trials, and says how the trial is likely to end. Where
     the probability of a new best is below `threshold`, the trial is pruned. Nothing is pruned before some trial has
     finished, nor where it cannot be told how far a training has come: give `n_steps`, or let a whole training be the
-    first. A trial that reports NaN or infinity is pruned as soon as there is a finished one.
+    first; nor what leads the best one at the same step. A trial that reports NaN or infinity is pruned as soon as there
+    is a finished one. On a task unlike all that the predictor knows, Optuna's `MedianPruner` decides, which is logged.
 
     Args:
         predictor: a `Predictor`, "default", or the path of one.
@@ -71,6 +77,9 @@ class PredictorPruner(BasePruner):
         self._n_startup_trials = integer("n_startup_trials", n_startup_trials, minimum=1)
         self._n_warmup_steps = integer("n_warmup_steps", n_warmup_steps, minimum=0)
         self._interval_steps = integer("interval_steps", interval_steps, minimum=1)
+        self._median = MedianPruner(max(n_startup_trials, MEDIAN_STARTUP), n_warmup_steps, interval_steps)
+        self._known = (-1, True)
+        self._said = False
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to stop a trial."""
@@ -79,8 +88,8 @@ class PredictorPruner(BasePruner):
         if step is None or not self._is_due(step, trial):
             return False
         trials = study.get_trials(deepcopy=False)
-        finished = [other for other in trials if other.state.name == "COMPLETE" and other.value is not None]
-        if sum(math.isfinite(other.value) for other in finished if other.value is not None) < self._n_startup_trials:
+        finished = [other for other in trials if math.isfinite(score(other))]
+        if len(finished) < self._n_startup_trials:
             return False
         if not math.isfinite(trial.intermediate_values[step]):
             return True
@@ -88,23 +97,39 @@ class PredictorPruner(BasePruner):
         passed = clock.fraction(step)
         if passed is None or passed >= 1 or not trial.distributions:
             return False
+        sign = 1.0 if keywords["direction"] == "maximize" else -1.0
+        best = max(finished, key=lambda other: sign * score(other))
+        if _leads(trial, best, step, sign):
+            return False
         space = self._space(trial)
         both = Distributions(trial.distributions if space is None else space.to_optuna(), space)
         config = both.config(trial.params)
         if config is None:
             return False
-        maximize = keywords["direction"] == "maximize"
-        told = read_trials(trials, both, maximize=maximize, total=clock.total, without=trial.number)
-        if told.best is None:
-            return False
+        told = read_trials(trials, both, maximize=sign > 0, total=clock.total, without=trial.number)
         observed = [*told.observed, *observations(trial, config, clock)]
+        if not self._knows(both.space, config, observed, len(finished), keywords):
+            return self._median.prune(study, trial)
         belief = self._arguments.predictor.belief(both.space, [config], observed, **keywords)
-        sign = 1.0 if maximize else -1.0
-        ahead = sign * (told.best - float(belief.mean[0]))
-        end = belief.high if maximize else belief.low
+        ahead = sign * (score(best) - float(belief.mean[0]))
+        end = belief.high if sign > 0 else belief.low
         std = sign * float(end[0] - belief.mean[0]) / NORMAL_90  # of the side on which the best is
         chance = 0.5 * math.erfc(ahead / max(std, 1e-12) / math.sqrt(2))
         return chance < self._threshold
+
+    def _knows(
+        self, space: Space, config: Config, observed: list[Observation], finished: int, keywords: dict[str, Any]
+    ) -> bool:
+        """Whether the predictor would suggest something itself; asked anew whenever a trial has finished."""
+        if self._known[0] != finished:
+            suggestion = self._arguments.predictor.suggest(
+                space, observed, candidates=[config], fallback="random", **keywords
+            )
+            self._known = finished, suggestion.source != "random"
+            if not self._known[1] and not self._said:
+                self._said = True
+                _log.warning("PredictorPruner: %s: Optuna's MedianPruner decides", suggestion.reason)
+        return self._known[1]
 
     def _is_due(self, step: int, trial: FrozenTrial) -> bool:
         """Whether a check is due, and has not been done for an earlier step of its interval."""
@@ -117,3 +142,11 @@ class PredictorPruner(BasePruner):
     def _space(self, trial: FrozenTrial) -> Space | None:
         space = self._arguments.space
         return space if space is not None and space.dimensions.keys() >= trial.distributions.keys() else None
+
+
+def _leads(trial: FrozenTrial, best: FrozenTrial, step: int, sign: float) -> bool:
+    """Whether a trial is at least where the best one was at this step, or the last one before."""
+    before = [other for other in best.intermediate_values if other <= step]
+    if not before:
+        return False
+    return sign * (trial.intermediate_values[step] - best.intermediate_values[max(before)]) >= 0

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,8 @@ class PredictorSampler(BaseSampler):
         reference: the score of a predictor that has learned nothing, such as the share of the largest class.
         n_steps: steps that a whole training reports; None: as many as the longest finished trial has reported.
         n_startup_trials: trials that are random before the predictor is asked. Default 0.
-        fallback: "gp" or "tpe": which of Optuna's samplers takes over where the predictor knows nothing.
+        fallback: "gp" or "tpe": which of Optuna's samplers takes over where the predictor knows nothing; TPE in any case
+            once trials have been pruned, which Optuna's GP leaves out of account.
         seed: of everything random; None: from the system.
 
     Raises:
@@ -150,12 +152,17 @@ class PredictorSampler(BaseSampler):
             silent=_silent(trials, trial) if told.silent else 0,
             keywords={**keywords, "fallback": "random"},
         )
-        params = both.params(suggestion.config)
-        if suggestion.source in (*FALLBACKS, "random"):
-            self._say(f"{suggestion.reason}: Optuna's {type(self._fallback).__name__} decides")
-            several = {name: d for name, d in search_space.items() if not d.single() and name in params}
-            params.update(self._fallback.sample_relative(study, trial, several) if several else {})
-        self._plan(study, trial, params, suggestion)
+        params, source = both.params(suggestion.config), suggestion.source
+        if source in (*FALLBACKS, "random"):
+            fallback = self._fallback_for(trials)
+            self._say(f"{suggestion.reason}: Optuna's {type(fallback).__name__} decides")
+            theirs = self._ask_fallback(fallback, study, trial, search_space)
+            drawn = {name: dim.decode(self._rng.random()) for name, dim in both.space.dimensions.items()}
+            config = both.config({**both.params(drawn), **params, **theirs})
+            tried = {both.space.key(other) for other in told.tried}
+            if theirs and config is not None and (both.space.size is None or both.space.key(config) not in tried):
+                params, source = both.params(config), "tpe" if fallback is self._tpe else "gp"
+        self._plan(study, trial, params, replace(suggestion, source=source))
         return params
 
     def sample_independent(
@@ -167,6 +174,18 @@ class PredictorSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Nothing is kept between trials: all is read from the storage."""
         self._tpe.after_trial(study, trial, state, values)
+
+    def _fallback_for(self, trials: Sequence[FrozenTrial]) -> BaseSampler:
+        """TPE once trials have been pruned: Optuna's GP would not know of them, and suggest them again and again."""
+        return self._tpe if any(other.state == TrialState.PRUNED for other in trials) else self._fallback
+
+    def _ask_fallback(
+        self, fallback: BaseSampler, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What it makes of the hyperparameters that all trials have."""
+        common = self._intersection.calculate(study)
+        several = {name: d for name, d in search_space.items() if not d.single() and common.get(name) == d}
+        return fallback.sample_relative(study, trial, several) if several else {}
 
     def _space(self, search_space: Mapping[str, BaseDistribution]) -> Space | None:
         """The given space, as far as it is asked for: a sampler around this one may fix some of it."""

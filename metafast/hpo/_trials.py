@@ -106,6 +106,11 @@ class Told:
     silent: int
     best: float | None
 
+    @property
+    def tried(self) -> list[Config]:
+        """All configurations that were or are being tried."""
+        return [*(one.config for one in self.observed), *(config for config, _ in self.pending)]
+
 
 def read_trials(
     trials: Sequence[FrozenTrial],

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import numpy as np
@@ -8,15 +9,15 @@ pytest.importorskip("optuna")
 import optuna
 from optuna.distributions import FloatDistribution
 
-from metafast.hpo import Belief, FloatRange, PredictorPruner, Space, when
+from metafast.hpo import Belief, FloatRange, PredictorPruner, Space, Suggestion, when
 from tests.hpo.stand_in import StandIn
 
 
 class Sure:
     """Believes that a trial ends where it is, give or take `std`."""
 
-    def __init__(self, std=0.1):
-        self.std = std
+    def __init__(self, std=0.1, source="model"):
+        self.std, self.source = std, source
         self.asked = []
 
     def belief(self, space, candidates, observed=(), **keywords):
@@ -25,8 +26,8 @@ class Sure:
         sides = last - 1.645 * self.std, last + 1.645 * self.std
         return Belief(last, np.full(len(last), self.std), *sides, last, np.full(len(last), np.nan))
 
-    def suggest(self, *args, **keywords):
-        raise AssertionError
+    def suggest(self, space, observed, *, candidates, **keywords):
+        return Suggestion(candidates[0], 0.0, (0.0, 0.0), 0.0, self.source, "by a stand-in")
 
 
 def study_of(predictor=None, *, direction="maximize", finished=(0.9,), steps=10, **options):
@@ -72,6 +73,29 @@ def test_the_predictor_sees_all_curves():
     assert keywords == {
         "features": {"a": 1.0}, "metric": "val_accuracy", "direction": "maximize", "reference": 0.1,
     }  # fmt: skip
+
+
+def test_what_leads_the_best_is_not_pruned():
+    study = study_of(finished=[])
+    curve = {step: step / 10 for step in range(10)}
+    distributions = {"x": FloatDistribution(0, 1)}
+    study.add_trial(
+        optuna.create_trial(value=0.9, params={"x": 0.5}, distributions=distributions, intermediate_values=curve)
+    )
+    assert not trial_of(study, 0.0, 0.1, 0.2).should_prune()
+    assert not trial_of(study, 0.0, 0.1, 0.3).should_prune()
+    assert trial_of(study, 0.0, 0.1, 0.1).should_prune()
+
+
+def test_a_task_unlike_all_others_goes_to_the_median(caplog):
+    study = study_of(Sure(source="random"), finished=[0.5, 0.6, 0.7, 0.8])
+    with caplog.at_level(logging.WARNING):
+        assert not trial_of(study, 0.1).should_prune()
+        study.add_trial(study.trials[0])
+        assert trial_of(study, 0.1).should_prune()
+        assert not trial_of(study, 0.65).should_prune()
+    said = [record.message for record in caplog.records if record.name.startswith("metafast")]
+    assert said == ["PredictorPruner: by a stand-in: Optuna's MedianPruner decides"]
 
 
 def test_nothing_to_compare_to():

@@ -138,12 +138,26 @@ def test_running_trials_are_believed_to_end_as_expected():
 @pytest.mark.parametrize("fallback", ["gp", "tpe"])
 def test_a_task_unlike_all_others_goes_to_optuna(fallback, caplog):
     with caplog.at_level(logging.WARNING):
-        study = study_of(StandIn("gp"), trials=7, fallback=fallback, space=Space(lr=FloatRange(0.0, 1.0)),
+        study = study_of(StandIn("random"), trials=13, fallback=fallback, space=Space(lr=FloatRange(0.0, 1.0)),
                          objective=lambda trial: trial.suggest_float("lr", 0.0, 1.0))  # fmt: skip
     said = [record.message for record in caplog.records if record.name.startswith("metafast")]
     name = "GPSampler" if fallback == "gp" else "TPESampler"
     assert said == [f"PredictorSampler: by a stand-in: Optuna's {name} decides"]
-    assert study.trials[-1].system_attrs[PLAN]["source"] == "gp"
+    assert [trial.system_attrs[PLAN]["source"] for trial in study.trials[-2:]] == [fallback] * 2
+
+
+@pytest.mark.parametrize("fallback", ["gp", "tpe"])
+def test_a_fallback_does_not_repeat_itself(fallback):
+    def pruned(trial):
+        value = objective(trial)
+        if value < 0.8:
+            trial.report(value, 1)
+            raise optuna.TrialPruned
+        return value
+
+    study = study_of(StandIn("random"), trials=24, fallback=fallback, objective=pruned)
+    assert len({SPACE.key(trial.params) for trial in study.trials}) == 24
+    assert {trial.system_attrs[PLAN]["source"] for trial in study.trials} >= {"random", "tpe"}
 
 
 def test_several_objectives_go_to_tpe(caplog):
