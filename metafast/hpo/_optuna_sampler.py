@@ -60,7 +60,7 @@ class PredictorSampler(BaseSampler):
         reference: the score of a predictor that has learned nothing, such as the share of the largest class.
         n_steps: steps that a whole training reports; None: as many as the longest finished trial has reported.
         n_startup_trials: trials that are random before the predictor is asked. Default 0.
-        fallback: "gp" or "tpe": which of Optuna's samplers takes over where the predictor knows nothing; in any case TPE
+        fallback: "gp" or "tpe": which of Optuna's samplers takes over where the predictor knows nothing; always TPE
             once trials have been pruned, which Optuna's GP leaves out of account.
         seed: of everything random; None: from the system.
 
