@@ -116,6 +116,7 @@ def train_cell(cell: Cell, root: Path, progress: Callable[[int], None], stop: Ca
     }  # fmt: skip
     if (folder / "run.jsonl").exists():
         run = Run.resume(folder)
+        run.restore(rng=False)
     else:
         run = Run.create(folder.parent, name=folder.name, config=config, seed=cell.seed, tags=["hpo", "grid"], keep=1)
 

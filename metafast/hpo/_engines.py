@@ -103,10 +103,14 @@ class Side:
     @torch.no_grad()
     def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
         """Outputs in evaluation mode."""
-        self.model.eval()
-        size = max(1, EVAL_ROWS // self.copies)
-        parts = [self.model(_repeated(part, self.copies)).unflatten(0, (self.copies, -1)) for part in x.split(size)]
-        return torch.cat(parts, 1)[list(alive)]
+        parts = x.split(max(1, EVAL_ROWS // self.copies))
+        return torch.cat([self.each(part.expand(self.copies, *part.shape)) for part in parts], 1)[list(alive)]
+
+    @torch.no_grad()
+    def each(self, batches: Tensor) -> Tensor:
+        """Outputs of batches `[K, B, ...]`, one for each model."""
+        out: Tensor = self.model.eval()(batches.flatten(0, 1))
+        return out.unflatten(0, (self.copies, -1))
 
 
 class Compiled:
@@ -116,7 +120,7 @@ class Compiled:
 
     def __init__(self, models: Sequence[nn.Module], kind: str, seed: int) -> None:
         self.seed = seed
-        self.models = [copy.deepcopy(model).eval() for model in models[:1]]
+        self.model = copy.deepcopy(models[0]).eval()
         groups: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
         for index, model in enumerate(models):
             groups[tuple(m.p for m in model.modules() if isinstance(m, nn.Dropout))].append(index)
@@ -155,12 +159,16 @@ class Compiled:
     @torch.no_grad()
     def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
         """Outputs in evaluation mode."""
-        model, first = self.models[0], self.groups[0][0]
-        outs = []
-        for row in alive:
-            own = first.unflatten(self.flat[row])
-            outs.append(torch.cat([functional_call(model, own, part) for part in x.split(EVAL_ROWS)]))
-        return torch.stack(outs)
+        return torch.stack([torch.cat([self._output(row, part) for part in x.split(EVAL_ROWS)]) for row in alive])
+
+    @torch.no_grad()
+    def each(self, batches: Tensor) -> Tensor:
+        """Outputs of batches `[K, B, ...]`, one for each model."""
+        return torch.stack([self._output(row, batch) for row, batch in enumerate(batches)])
+
+    def _output(self, row: int, x: Tensor) -> Tensor:
+        out: Tensor = functional_call(self.model, self.groups[0][0].unflatten(self.flat[row]), (x,))
+        return out
 
 
 def _each(x: Tensor, copies: int) -> Tensor:
@@ -200,7 +208,7 @@ def make_engine(
                 raise ValueError("its loss has no compiled form")
             made = Compiled(models, kinds[loss], seed)
             made.gradient(x, y, range(len(models)), 0)
-            _compare(made, models, x)
+            _compare(made.each, models, x)
             return made, ""
         except (ValueError, TypeError, NotImplementedError) as error:
             if engine == "compiled":
@@ -209,7 +217,7 @@ def make_engine(
     if engine in ("auto", "stacked"):
         try:
             side = Side(models, loss, seed)
-            _compare(side, models, x)
+            _compare(side.each, models, x)
             return side, "; ".join(reasons)
         except (NotStackableError, RuntimeError) as error:
             if engine == "stacked":
@@ -219,10 +227,12 @@ def make_engine(
 
 
 @torch.no_grad()
-def _compare(side: Engine, models: Sequence[nn.Module], x: Tensor) -> None:
+def _compare(each: Callable[[Tensor], Tensor], models: Sequence[nn.Module], x: Tensor) -> None:
     """One program for all may be wrong where a model's code differs or mixes examples: looked at before it is used."""
-    got = side.outputs(x, range(len(models)))
+    places = torch.arange(len(x))
+    batches = torch.stack([x[(places * (k + 1) + k) % len(x)] for k in range(len(models))])  # no two are alike
+    got = each(batches)
     for index, model in enumerate(models):
-        want = model.eval()(x)
+        want = model.eval()(batches[index])
         if got[index].shape != want.shape or not torch.allclose(got[index], want, rtol=1e-3, atol=1e-4):
             raise NotStackableError("together they do not compute what each model computes")

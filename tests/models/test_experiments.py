@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from metafast.models import BertClassifier, LSTMForecaster, ResNet18, RNNClassifier, RobertaClassifier, ViT
+from metafast.models import (
+    BertClassifier,
+    DeepSpeech,
+    LSTMForecaster,
+    ResNet18,
+    RNNClassifier,
+    RobertaClassifier,
+    SequenceTransformer,
+    ViT,
+)
 
 TEXTS = ["a very good film", "bad", "good good", "so bad and dull"]
 
@@ -23,6 +32,8 @@ BUILDERS = {
     "bert": (small_bert, torch.randint(1, 100, (10, 8)), 2),
     "roberta": (lambda **o: small_bert(RobertaClassifier, **o), torch.randint(1, 100, (10, 8)), 2),
     "vit": (small_vit, torch.randn(10, 3, 16, 16), 5),
+    "tokens": (lambda **o: SequenceTransformer(3, 7, buckets=50, dim=8, **o), torch.randint(1, 50, (10, 7)), 3),
+    "values": (lambda **o: SequenceTransformer(3, 7, dim=8, **o), torch.randn(10, 7), 3),
     "rnn": (lambda **o: RNNClassifier(50, 3, dim=8, hidden=8, layers=2, **o), torch.randint(1, 50, (10, 7)), 3),
     "gru": (lambda **o: RNNClassifier(50, 3, kind="gru", pool="last", **o), torch.randint(1, 50, (10, 7)), 3),
 }
@@ -156,3 +167,32 @@ def test_bert_without_a_model_or_transformers(monkeypatch, tmp_path):
 def test_wrong_arguments(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_deep_speech_learns_three_utterances_by_ctc():
+    model = DeepSpeech(4, 5, channels=16, hidden=16, stride=2, seed=0)
+    x, y = torch.randn(3, 24, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 2], [3, 4], [2, 2]])
+    assert model(x).shape == (3, 12, 5)
+    opt = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(150):
+        opt.zero_grad()
+        scores = model(x).log_softmax(2).transpose(0, 1)
+        nn.functional.ctc_loss(scores, y, torch.full((3,), 12), torch.full((3,), 2)).backward()
+        opt.step()
+    from metafast.metrics import ctc_decode
+
+    assert ctc_decode(model(x)) == y.tolist()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SequenceTransformer(3, 7, dim=9, heads=4), "multiple of heads"),
+        (lambda: SequenceTransformer(3, 7, dropout=1.0), "dropout"),
+        (lambda: DeepSpeech(4, 5, stride=0), "stride"),
+        (lambda: RNNClassifier(50, 3, dropout=-0.1), "dropout"),
+    ],
+)
+def test_sequence_models_refuse_wrong_sizes(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
