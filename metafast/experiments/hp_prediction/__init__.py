@@ -4,6 +4,7 @@
 """
 
 from metafast.experiments._running import OtherSettingsError
+from metafast.experiments.hp_prediction._compare import compare
 from metafast.experiments.hp_prediction._methods import METHODS, OURS, Method, missing
 from metafast.experiments.hp_prediction._plan import Plan, Search, search
 from metafast.experiments.hp_prediction._recipes import RECIPES, Recipe, Suite
@@ -31,6 +32,7 @@ __all__ = [
     "Table",
     "Verdict",
     "check_folder",
+    "compare",
     "compared",
     "folds",
     "missing",

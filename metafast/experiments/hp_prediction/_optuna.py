@@ -145,15 +145,15 @@ def cma_es(table: Table, sources: Sequence[Table], seed: int) -> Searcher:
 
 
 def meta_tpe(table: Table, sources: Sequence[Table], seed: int) -> Searcher:
-    """OptunaHub's TPE that is warmed up by the studies of other tasks.
+    """OptunaHub's TPE that is warmed up by the studies of other tasks; its first trial is drawn at random.
 
     Raises:
-        ImportError: optunahub is missing, or cannot load it.
+        ImportError: it cannot be had.
     """
     module = load_meta_tpe()
     return OptunaSearch(
         table, sources, seed, lambda seed, studies: module.MetaLearnTPESampler(
-            source_studies=studies(), n_startup_trials=STARTUP, seed=seed
+            source_studies=studies(), n_startup_trials=1, seed=seed
         ), conditional=False
     )  # fmt: skip
 
@@ -162,16 +162,20 @@ def load_meta_tpe() -> Any:
     """OptunaHub's package, from its cache or the network.
 
     Raises:
-        ImportError: it cannot be had.
+        ImportError: it cannot be had, or this Optuna is too new for it.
     """
+    import optuna
+
+    if int(optuna.__version__.split(".")[0]) > 4:
+        raise ImportError(f"it calls what Optuna 4 had, and here is Optuna {optuna.__version__}")
     try:
         import optunahub
-    except ImportError as error:
-        raise ImportError("optunahub is not installed: pip install optunahub") from error
+    except ImportError:
+        raise ImportError("it needs optunahub: pip install optunahub") from None
     try:
         return optunahub.load_module("samplers/meta_learn_tpe")
     except Exception as error:  # whatever its downloader raises
-        raise ImportError(f"optunahub cannot load samplers/meta_learn_tpe: {error}") from error
+        raise ImportError(f"optunahub cannot load it: {error}") from error
 
 
 def levels(table: Table) -> dict[str, list[Any] | None]:

@@ -79,8 +79,14 @@ class Predicted(Searcher):
         self._belief = None
 
     def recommend(self) -> int | None:
-        """What it believes is best."""
-        return int(np.asarray(self._beliefs().merit).argmax())
+        """What it believes is best; before the first run, what it suggests to run first."""
+        return int(self._beliefs().merit.argmax()) if self.tried else self.ask()
+
+    def best_run(self) -> int | None:
+        """Of runs that were cut short: the one that it believes would end best."""
+        if self.fraction == 1.0 or not self.tried:
+            return super().best_run()
+        return self.tried[int(self._beliefs().merit[self.tried].argmax())]
 
     def belief(self) -> Beliefs | None:
         """In merits."""

@@ -71,7 +71,7 @@ REDUCED = Recipe(
         "taskset": Suite(),
         "svm": Suite(folds=5, without=("ours_cost", "ours_short")),
     },
-    more={**_CHEAP, "gp": 3},
+    more={**_CHEAP, "meta_tpe": 1},
     about="every task of all three suites; three seeds of the slow methods, five or ten of the quick ones, one of "
     "those that draw nothing.",
 )

@@ -33,9 +33,10 @@ def replay(make: Make, table: Table, sources: Sequence[Table], seed: int, runs: 
         runs: how many it gets.
 
     Returns:
-        Plain data. Lists with one value per look: `found` is the regret of the best that was run, `told` that of the
-        configuration which the search believes is best (the best run where it believes nothing), each with `_near`
-        (within 5 % of the grid's best), `_score` and `_test`; `trainings` and `seconds` are the cost until then.
+        Plain data. Lists with one value per look: `found` is the regret of the best that was run (before the first run:
+        of what it would run first), `told` that of the configuration which the search believes is best, run or not (the
+        best run where it believes nothing), each with `_near` (within 5 % of the grid's best), `_score` and `_test`;
+        `trainings` and `seconds` are the cost until then.
     """
     clock = 0.0
     began = time.thread_time()
@@ -55,8 +56,8 @@ def replay(make: Make, table: Table, sources: Sequence[Table], seed: int, runs: 
             told = searcher.recommend()
             beliefs = searcher.belief() if count in CALIBRATED or count == looks[-1] else None
             clock += time.thread_time() - began
-            best = _best_run(searcher)
-            if best is None:  # nothing was run, or not to its end
+            best = searcher.best_run()
+            if best is None:
                 if told is None:
                     first = searcher.ask()
                     told = first
@@ -83,12 +84,6 @@ def replay(make: Make, table: Table, sources: Sequence[Table], seed: int, runs: 
             paid += float(table.seconds[chosen]) * searcher.fraction
     course = np.minimum.accumulate(table.regret[searcher.tried]).tolist() if searcher.fraction == 1.0 else []
     return {**row, "looks": looks, "tried": searcher.tried, "course": course, "thinking": clock, **measured}
-
-
-def _best_run(searcher: Searcher) -> int | None:
-    if not searcher.tried or searcher.fraction != 1.0:
-        return None
-    return searcher.tried[int(np.argmax(searcher.merits))]
 
 
 def _note(measured: dict[str, list[Any]], table: Table, name: str, at: int) -> None:

@@ -74,6 +74,10 @@ class Searcher:
         """The candidate that it believes is best, run or not; None: it believes nothing beyond what it has run."""
         return None
 
+    def best_run(self) -> int | None:
+        """The best of what was run; None: nothing was."""
+        return self.tried[int(np.argmax(self.merits))] if self.tried else None
+
     def belief(self) -> Beliefs | None:
         """Of all candidates; None: it has none."""
         return None

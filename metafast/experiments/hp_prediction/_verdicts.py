@@ -154,9 +154,10 @@ def verdicts(found: Sequence[Summary], rows: Sequence[Row], size: Mapping[str, A
     made = [
         Verdict(
             f"Within 5 % of the grid's best on {100 * share:.0f} % of the tasks {after(runs)}",
-            _told(judged, mine.told_near.get(runs), lambda value, share=share: value >= share),
-            f"{_percent(mine.told_near.get(runs))}; the best of {max(runs, 1)} at random "
-            f"{_percent(random.near.get(runs) if random else None)}.",
+            _told(judged, mine.near.get(runs), lambda value, share=share: value >= share),
+            (f"The best run {_percent(mine.near.get(runs))}" if runs else f"{_percent(mine.near.get(runs))}")
+            + f"; the best of {max(runs, 1)} at random {_percent(random.near.get(runs) if random else None)}"
+            + (f"; what it believes is best {_percent(mine.told_near.get(runs))}." if runs else "."),
         )
         for runs, share in NEAR.items()
     ]
@@ -179,7 +180,7 @@ def verdicts(found: Sequence[Summary], rows: Sequence[Row], size: Mapping[str, A
             "A recommendation costs at most 1 % of the grid and 10 % of 50 trials at random",
             None if grid is None or trials is None or not judged else grid <= OF_GRID and trials <= OF_TRIALS,
             f"5 runs cut short: {_percent(grid, 2)} of the grid's seconds and {_percent(trials)} of the trials'; then "
-            f"within 5 % on {_percent(short.told_near.get(5))} of the tasks. 5 whole runs: "
+            f"within 5 % on {_percent(short.near.get(5))} of the tasks. 5 whole runs: "
             f"{_percent(mine.of_grid.get(5), 2)} and {_percent(mine.of_trials.get(5))}.",
         )
     )
