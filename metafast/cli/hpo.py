@@ -122,6 +122,38 @@ def suggest(
     )
 
 
+@app.command("compare")
+def compare(
+    table: Annotated[
+        list[Path] | None, typer.Option(help="A folder that `metafast hpo collect` has made; may be repeated.")
+    ] = None,
+    csv: Annotated[
+        list[Path] | None, typer.Option(help="A .csv or .parquet file with one run a row; may be repeated.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="The column of --csv that has the scores.")] = None,
+    direction: Annotated[str | None, typer.Option(help="maximize or minimize. Default: known for the metric.")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="Name of an Optuna study; may be repeated.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Where the studies are, such as sqlite:///studies.db.")] = None,
+    predictor: Annotated[str, typer.Option(help='A file, or "default".')] = "default",
+    method: Annotated[
+        list[str] | None, typer.Option(help="ours, random, tpe, gp, cma_es, rgpe, zero_shot, …; may be repeated.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of each search.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each method that draws at random.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="A JSON file with all that was found.")] = None,
+) -> None:
+    """Replay searches on your own finished ones: predictor, Optuna's samplers, transfer and random search side by side.
+
+    Each method chooses among the configurations that were run. What the predictor knows of a task's own data set is
+    left out; from the other tables it learns.
+    """
+    from metafast.cli import _hpo_compare
+
+    _hpo_compare.run(
+        table or [], csv or [], score, direction, study or [], storage, predictor, method or [], runs, seeds, output
+    )
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())

@@ -60,14 +60,15 @@ def origin(results: Mapping[str, Any], command: str) -> str:
 def write_report(results: Mapping[str, Any], title: str, body: str, output: Path) -> list[Path]:
     """`report.html` and `results.json`, in which a number that is not finite is null."""
     json_file, report = output / "results.json", output / "report.html"
-    write_text(json_file, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+    write_text(json_file, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")
     write_text(report, page(title, body))
     return [report, json_file]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same without numbers that are not finite, which JSON has no word for: they are None."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

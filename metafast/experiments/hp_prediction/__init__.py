@@ -4,7 +4,7 @@
 """
 
 from metafast.experiments._running import OtherSettingsError
-from metafast.experiments.hp_prediction._compare import compare
+from metafast.experiments.hp_prediction._compare import USUAL, compare
 from metafast.experiments.hp_prediction._methods import METHODS, OURS, Method, missing
 from metafast.experiments.hp_prediction._plan import Plan, Search, search
 from metafast.experiments.hp_prediction._recipes import RECIPES, Recipe, Suite
@@ -21,6 +21,7 @@ __all__ = [
     "OURS",
     "RECIPES",
     "TITLES",
+    "USUAL",
     "Fold",
     "Method",
     "OtherSettingsError",

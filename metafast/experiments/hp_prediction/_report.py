@@ -39,9 +39,7 @@ def table(results: Results, name: str) -> Table:
         cells = [_number(each["found"][k]) for k in looks]
         slow = f"{1000 * each['thinking'] / max(looks):.0f}"
         made.add_row(METHODS[each["method"]].title, *cells, _percent(each["near"][last]), slow)
-    made.caption = (
-        f"* within 5 % of the grid's best after {last} runs. ms: of the method, per run."
-    )
+    made.caption = f"* within 5 % of the grid's best after {last} runs. ms: of the method, per run."
     made.caption_justify = "left"
     return made
 
@@ -63,9 +61,7 @@ def regret_figure(results: Results) -> Any:
 def share_figure(results: Results, name: str) -> Any:
     """How many tasks are within 5 % of the grid's best."""
     looks = [k for k in _looks(results, name) if k in (0, 1, 3, 5, 10)]
-    shares = {
-        METHODS[each["method"]].title: {after(k): each["near"][k] for k in looks} for each in _of(results, name)
-    }
+    shares = {METHODS[each["method"]].title: {after(k): each["near"][k] for k in looks} for each in _of(results, name)}
     return plots.share_bars(shares, title=results["suites"][name]["title"])
 
 
