@@ -33,7 +33,8 @@ def compare(
     Args:
         tasks: with unique names.
         predictor: what it knows of a task's data set is left out when that task is searched.
-        methods: names in `METHODS`, but "portfolio". Those that need other tasks are left out where no other data set is given.
+        methods: names in `METHODS`, but "portfolio". Those that need other tasks are left out where no other data
+            set is given.
         runs: of each search; fewer where a task has fewer configurations.
         seeds: of each method that draws.
         progress: called with (method, searches done, searches).
