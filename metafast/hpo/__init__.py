@@ -17,6 +17,8 @@ from metafast.hpo._space import Space
 from metafast.hpo._studies import observations_of_study, task_of_study
 from metafast.hpo._synthetic import synthetic_tasks
 from metafast.hpo._tables import task_of_table
+from metafast.hpo._trainings import BatchedTask
+from metafast.hpo._tune import TuneResult
 from metafast.hpo._types import Belief, MetaTask, Observation, Suggestion
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from metafast.hpo._ray import PredictorSearcher as PredictorSearcher
 
 __all__ = [
+    "BatchedTask",
     "Belief",
     "Choice",
     "Condition",
@@ -36,6 +39,7 @@ __all__ = [
     "Space",
     "Suggestion",
     "TrainedBatch",
+    "TuneResult",
     "architecture_features",
     "batched_train",
     "load_tasks",

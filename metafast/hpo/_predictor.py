@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from metafast.hpo._space import Space
 from metafast.hpo._surrogate import Query, Settings, Surrogate
 from metafast.hpo._types import Belief, Config, MetaTask, Observation, Suggestion
 from metafast.hpo._unlike import unlike
+
+if TYPE_CHECKING:
+    from metafast.hpo._trainings import BatchedTask
+    from metafast.hpo._tune import TuneResult
 
 SHIPPED = Path(__file__).parent
 CANDIDATES = 512  # of a space with more configurations
@@ -257,6 +261,109 @@ class Predictor:
         )
         interval = float(one.low[0]), float(one.high[0])
         return Suggestion(dict(pool[chosen]), float(one.mean[0]), interval, float(one.seconds[0]), source, reason)
+
+    def initial(
+        self,
+        space: Space,
+        count: int,
+        *,
+        features: Mapping[str, float] | None = None,
+        metric: str = "accuracy",
+        direction: str = "maximize",
+        reference: float | None = None,
+        seed: int = 0,
+    ) -> tuple[list[Config], str]:
+        """Configurations to begin with, all at once: a portfolio of the known tasks.
+
+        Args:
+            space: as in `belief`.
+            count: how many; fewer where the space has fewer.
+            features: as in `belief`.
+            metric: as in `belief`.
+            direction: as in `belief`.
+            reference: as in `belief`.
+            seed: of the candidates of a large space, and of the spread that is returned where no known task is alike.
+
+        Returns:
+            The configurations, and how they were chosen.
+        """
+        count = integer("count", count, minimum=1)
+        rng = np.random.default_rng(integer("seed", seed, minimum=0))
+        pool = space.candidates(rng, CANDIDATES)
+        query, _ = self._query(space, pool, [], features, metric, direction, reference, 1.0)
+        reason = unlike(self._surrogate, query)
+        if reason:
+            return space.candidates(rng, count), f"spread over the space: {reason}"
+        values, weights = self._surrogate.values(query)
+        chosen: list[int] = []
+        for _ in range(min(count, len(pool))):
+            left = [row for row in range(len(pool)) if row not in chosen]
+            chosen.append(left[next_of_portfolio(values[:, left], weights, values[:, chosen])])
+        return [pool[row] for row in chosen], "a portfolio: each is good in tasks where those before it are not"
+
+    def tune(
+        self,
+        train: Callable[..., Any] | BatchedTask,
+        space: Space,
+        n_initial: int = 5,
+        task: Any = None,
+        *,
+        n_more: int = 0,
+        metric: str | None = None,
+        direction: str | None = None,
+        reference: float | None = None,
+        budget: float = 1.0,
+        stop_below: float = 0.02,
+        workers: int = 0,
+        output: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        progress: Callable[[str], None] | None = None,
+    ) -> TuneResult:
+        """Runs a few short trainings, and predicts the best configuration of the space from them.
+
+        Every run is a record in `output`; called again with the same arguments it trains what is missing. A run that
+        raises, or ends with a score that is not finite, is information and nothing else.
+
+        Args:
+            train: a function `train(config)` that returns the score, or `train(config, report)` that calls
+                `report(fraction, score)` as it goes on and returns when that is False: the run is hopeless then. Or a
+                `BatchedTask`, whose runs are one program.
+            space: what is searched.
+            n_initial: runs that are chosen at once, by what the known tasks have taught.
+            task: the training data, as `task_features` takes them, or features. Default: a `BatchedTask`'s own data.
+            n_more: runs after them, one at a time, each with the highest expected improvement for its cost.
+            metric: name of the score. Default: "accuracy", or what a `BatchedTask` measures.
+            direction: "maximize" or "minimize". Default: that of a known metric.
+            reference: score of a predictor that has learned nothing. Default: a `BatchedTask`'s own.
+            budget: share of a whole training that the runs get, in (0, 1]; the score of a function is then that at
+                this share. What is predicted is the end of a whole training.
+            stop_below: chance to end best below which a run is stopped; 0 stops none.
+            workers: processes for a function, which must be importable then; 0: this one.
+            output: folder of the records. Default: a new temporary one.
+            seed: of what is random.
+            progress: called with lines that say what is done.
+
+        Returns:
+            A `TuneResult`: `.best`, `.expected`, `.interval`, and what was observed.
+
+        Raises:
+            TypeError, ValueError: a wrong argument, or a folder of other runs.
+            RuntimeError: all runs failed.
+
+        Example:
+            >>> from metafast.hpo import Predictor, Space
+            >>> space = Space(lr=[1e-3, 1e-2, 1e-1], width=[64, 128])
+            >>> result = Predictor().tune(lambda config: 1 - (config["lr"] - 0.01) ** 2, space, n_initial=6)
+            >>> result.best["lr"]
+            0.01
+        """
+        from metafast.hpo._tune import tune
+
+        return tune(
+            self, train, space, n_initial, task, n_more=n_more, metric=metric, direction=direction,
+            reference=reference, budget=budget, stop_below=stop_below, workers=workers, output=output, seed=seed,
+            progress=progress,
+        )  # fmt: skip
 
     def _query(
         self,
