@@ -97,13 +97,15 @@ def digest(known: Sequence[Table]) -> str:
 
 def _collected(path: Path | None) -> list[Table]:
     from metafast.hpo import load_tasks
+    from metafast.hpo._grid_tasks import grid_tasks
 
     if path is None or not path.exists():
         raise FileNotFoundError(
             f"there are no collected tasks in {path}: metafast hpo collect makes them; name their folder with --table"
         )
     tests = {task.name: task.final for task in load_tasks(path, scores="test")}
-    return [Table(task, "collected", tests.get(task.name)) for task in load_tasks(path)]
+    epochs = {task.name: float(task.epochs) for task in grid_tasks()}
+    return [Table(task, "collected", tests.get(task.name), epochs.get(task.name)) for task in load_tasks(path)]
 
 
 def _taskset(path: Path | None) -> list[Table]:
