@@ -17,11 +17,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from metafast._checks import integer
+from metafast._dimensions import Choice, Dimension
 from metafast.hpo._asking import ask_predictor
 from metafast.hpo._optuna_arguments import Arguments
 from metafast.hpo._space import Space
 from metafast.hpo._space_optuna import Distributions
-from metafast.hpo._trials import read_trials
+from metafast.hpo._trials import common, read_trials
 from metafast.hpo._types import Suggestion
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class PredictorSampler(BaseSampler):
     knows, in its view, goes to Optuna's GP or TPE, and so do several objectives to its TPE; either is logged once, and
     `trial.system_attrs["metafast:plan"]` says where a trial came from.
 
-    Give `space`, so that the very first trial is suggested too: without it the sampler, as Optuna's others, learns
-    what is searched from the first trial, whose values are random. Conditions need it as well; hyperparameters that it
-    does not have, or that not all trials have, are left to TPE.
+    Best give `space`. Without it the sampler learns what is searched from the trials: in the first one it chooses value
+    after value as they are asked for, and conditions are guessed from which trials have what. Hyperparameters that are
+    not in the space, or whose ranges change, are left to TPE.
 
     Args:
         predictor: a `Predictor`, "default", or the path of one.
@@ -115,8 +116,8 @@ class PredictorSampler(BaseSampler):
             return self._tpe.infer_relative_search_space(study, trial)
         self._arguments.told(study)
         if self._arguments.space is None:
-            common = self._intersection.calculate(study)
-            return {name: distribution for name, distribution in common.items() if not distribution.single()}
+            found = common(study.get_trials(deepcopy=False))
+            return {} if found is None else {n: d for n, d in found.distributions.items() if not d.single()}
         distributions = self._arguments.space.to_optuna()
         self._check_study(study, distributions)
         return distributions
@@ -132,7 +133,7 @@ class PredictorSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         if sum(other.state.is_finished() for other in trials) < self._n_startup_trials:
             return {}
-        both = Distributions(search_space, self._space(search_space))
+        both = Distributions(search_space, self._space(search_space, trials))
         keywords = self._arguments.told(study)
         told = read_trials(
             trials,
@@ -168,12 +169,33 @@ class PredictorSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A value that is not part of the common space, by TPE."""
+        """A value that is not part of the common space, by TPE; in the first trial by the predictor, one by one."""
+        first = trial.number == 0 and self._n_startup_trials == 0 and self._arguments.space is None
+        if first and not study._is_multi_objective() and not param_distribution.single():
+            value = self._first_value(study, trial, param_name, param_distribution)
+            if value is not None:
+                return value
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Nothing is kept between trials: all is read from the storage."""
         self._tpe.after_trial(study, trial, state, values)
+
+    def _first_value(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """What the predictor would try first, given the values that the trial has; None: it knows nothing."""
+        one = Distributions({name: distribution})
+        chosen = Distributions(trial.distributions).config(trial.params) if trial.params else {}
+        fixed: dict[str, Dimension] = {other: Choice([value]) for other, value in (chosen or {}).items()}
+        suggestion = self._arguments.predictor.suggest(
+            Space({**fixed, name: one.space.dimensions[name]}),
+            (),
+            seed=int(self._rng.integers(2**31)),
+            fallback="random",
+            **self._arguments.told(study),
+        )
+        if suggestion.source in (*FALLBACKS, "random"):
+            return None
+        return one.params({name: suggestion.config[name]})[name]
 
     def _fallback_for(self, trials: Sequence[FrozenTrial]) -> BaseSampler:
         """TPE once trials have been pruned: Optuna's GP would not know of them, and suggest them again and again."""
@@ -183,15 +205,18 @@ class PredictorSampler(BaseSampler):
         self, fallback: BaseSampler, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
         """What it makes of the hyperparameters that all trials have."""
-        common = self._intersection.calculate(study)
-        several = {name: d for name, d in search_space.items() if not d.single() and common.get(name) == d}
+        shared = self._intersection.calculate(study)
+        several = {name: d for name, d in search_space.items() if not d.single() and shared.get(name) == d}
         return fallback.sample_relative(study, trial, several) if several else {}
 
-    def _space(self, search_space: Mapping[str, BaseDistribution]) -> Space | None:
-        """The given space, as far as it is asked for: a sampler around this one may fix some of it."""
+    def _space(self, search_space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> Space | None:
+        """The given or guessed space, as far as it is asked for: a sampler around this one may fix some of it."""
         space = self._arguments.space
-        if space is None or set(search_space) == set(space.dimensions):
-            return space
+        if space is None:
+            found = common(trials)
+            space = None if found is None else found.space
+        if space is None or not set(search_space) <= set(space.dimensions):
+            return None
         conditions = [c for c in space.conditions if {c.parent, *c.children} <= set(search_space)]
         return Space({name: space.dimensions[name] for name in search_space}, conditions=conditions)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metafast._dimensions import Choice, Dimension, FloatRange, IntRange
-from metafast.hpo._conditions import when
+from metafast.hpo._guessed import with_conditions
 from metafast.hpo._metrics import check_direction, direction_of
 from metafast.hpo._scale import LOG_RATIO
 from metafast.hpo._space import Space
@@ -103,31 +103,10 @@ def space_of(configs: Sequence[Config], what: str) -> Space:
         everywhere = all(name in config for config in configs)
         if len(values) > 1 or not everywhere:
             dimensions[name] = _dimension(values)
-    if not dimensions:
+    space = with_conditions(dimensions, configs)
+    if space is None:
         raise ValueError(f"{what} has no hyperparameter that differs between runs; give space=Space(…)")
-    return with_conditions(dimensions, configs)
-
-
-def with_conditions(dimensions: Mapping[str, Dimension], configs: Sequence[Mapping[str, Any]]) -> Space:
-    """A space with conditions that explain why some configurations do not have some hyperparameters.
-
-    What no choice explains is left out.
-    """
-    always = [n for n, d in dimensions.items() if isinstance(d, Choice) and all(n in config for config in configs)]
-    kept: dict[str, Dimension] = {}
-    conditions = []
-    for name, dimension in dimensions.items():
-        if all(name in config for config in configs):
-            kept[name] = dimension
-            continue
-        for parent in always:
-            here = [config[parent] for config in configs if name in config]
-            values = [choice for choice in dimensions[parent].values() if choice in here]
-            if values and not any(config[parent] in here for config in configs if name not in config):
-                conditions.append(when(parent, values, name))
-                kept[name] = dimension
-                break
-    return Space(kept, conditions=conditions)
+    return space
 
 
 def pick_metric(names: Sequence[str], what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +106,8 @@ class Distributions:
                 return self._labels[name][int(distribution.to_internal_repr(value))]
             except ValueError:
                 return None
-        if isinstance(dimension, Choice) and hasattr(distribution, "step") and isinstance(value, int | float):
-            index = round((value - distribution.low) / (distribution.step or 1))
-            return dimension.choices[index] if 0 <= index < dimension.count else None
+        if isinstance(dimension, Choice) and isinstance(value, float) and not holds(dimension, value):
+            return next((choice for choice in dimension.choices if _close(choice, value)), None)
         return value
 
     def _outward(self, name: str, value: Any) -> Any:
@@ -171,3 +171,8 @@ def _needs_labels(distribution: Any) -> bool:
         return bool(choices) and not Choice(list(choices)).choices
     except (TypeError, ValueError):
         return True
+
+
+def _close(choice: Any, value: float) -> bool:
+    """Whether a value of a stepped range is meant."""
+    return isinstance(choice, int | float) and math.isclose(choice, value, rel_tol=1e-9, abs_tol=1e-12)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metafast.hpo._records import task_of_runs
-from metafast.hpo._rows import Row, task_of_rows, with_conditions
+from metafast.hpo._rows import Row, task_of_rows
 from metafast.hpo._space import Space
-from metafast.hpo._trials import Clock, score
+from metafast.hpo._trials import Clock, common, score
 from metafast.hpo._types import MetaTask, Observation
 
 if TYPE_CHECKING:
@@ -149,26 +149,14 @@ def _distributions(trials: Sequence[FrozenTrial], space: Space | None, what: str
     """How values are read: by the given space, or by what trials say that do not contradict each other."""
     from metafast.hpo._space_optuna import Distributions
 
-    found: dict[str, Any] = {}
-    clash: set[str] = set()
-    for trial in trials:
-        for key, distribution in trial.distributions.items():
-            if found.setdefault(key, distribution) != distribution:
-                clash.add(key)
     if space is not None:
-        ours = space.to_optuna()
-        return Distributions({key: found.get(key, ours[key]) if key not in clash else ours[key] for key in ours}, space)
-    agreed = {key: distribution for key, distribution in found.items() if key not in clash}
-    if not agreed:
+        return Distributions(space.to_optuna(), space)
+    both = common(trials)
+    if both is None:
         raise ValueError(
-            f"{what} has no hyperparameter with the same range in all trials; give space=Space(…)"
-            if clash
-            else f"{what} has no finished trial with hyperparameters"
+            f"{what} has no finished trials with hyperparameters whose ranges do not change; give space=Space(…)"
         )
-    both = Distributions(agreed)
-    return Distributions(
-        agreed, with_conditions(both.space.dimensions, [trial.params for trial in trials if trial.params])
-    )
+    return both
 
 
 def _points(trial: FrozenTrial, clock: Clock) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from metafast.hpo._guessed import with_conditions
 from metafast.hpo._types import Config, Observation
 
 if TYPE_CHECKING:
@@ -159,3 +160,25 @@ def _thinned(config: Config, points: list[tuple[float, float]]) -> list[Observat
     if len(points) > EARLIER:
         points = [points[(index + 1) * len(points) // (EARLIER + 1)] for index in range(EARLIER)]
     return [Observation(config, value, fraction) for fraction, value in points]
+
+
+def common(trials: Iterable[FrozenTrial]) -> Distributions | None:
+    """What finished and pruned trials say about the space they come from; None: nothing.
+
+    Distributions that differ between trials are left out, and so are hyperparameters that some trials do not have
+    where no choice explains why.
+    """
+    from metafast.hpo._space_optuna import Distributions
+
+    told = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and trial.params]
+    found: dict[str, Any] = {}
+    clash: set[str] = set()
+    for trial in told:
+        for name, distribution in trial.distributions.items():
+            if found.setdefault(name, distribution) != distribution:
+                clash.add(name)
+    agreed = {name: distribution for name, distribution in found.items() if name not in clash}
+    if not agreed:
+        return None
+    space = with_conditions(Distributions(agreed).space.dimensions, [trial.params for trial in told])
+    return None if space is None else Distributions({name: agreed[name] for name in space.dimensions}, space)

@@ -58,12 +58,36 @@ def test_a_seed_says_all():
     assert [trial.params for trial in one.trials] == [trial.params for trial in other.trials]
 
 
-def test_without_a_space_the_first_trial_is_random_and_conditional_values_are_tpes():
+def test_without_a_space_it_is_learned_from_the_trials():
     predictor = StandIn()
-    study = study_of(predictor, trials=8, space=None)
-    assert PLAN not in study.trials[0].system_attrs and len(predictor.asked) == 7
+    study = study_of(predictor, trials=12, space=None)
+    first = study.trials[0]
+    assert PLAN not in first.system_attrs
     assert all(PLAN in trial.system_attrs for trial in study.trials[1:])
+    assert predictor.asked[len(first.params)]["observed"][0].config == first.params
+    assert len(predictor.asked[-1]["observed"]) >= 10
+    momentum = [trial for trial in study.trials if "momentum" in trial.params]
+    assert any("momentum" in trial.system_attrs[PLAN]["params"] for trial in momentum[3:])
     assert study_of(StandIn(), trials=3, n_startup_trials=2).trials[1].system_attrs == {}
+
+
+def test_values_of_the_first_trial_are_chosen_one_by_one():
+    asked = []
+
+    class Choosy(StandIn):
+        def suggest(self, space, observed=(), **keywords):
+            asked.append((dict(space.dimensions), list(observed)))
+            return super().suggest(space, observed, **keywords)
+
+    def objective(trial):
+        x = trial.suggest_float("x", 0, 1)
+        return x + trial.suggest_int("n", 1, 9, step=2)
+
+    study = study_of(Choosy(), trials=1, space=None, objective=objective)
+    x = study.trials[0].params["x"]
+    assert [list(dimensions) for dimensions, _ in asked] == [["x"], ["x", "n"]]
+    assert asked[1][0]["x"].choices == (x,) and all(observed == [] for _, observed in asked)
+    study_of(StandIn("random"), trials=2, space=None, objective=objective)
 
 
 def test_all_trials_are_information():
