@@ -6,7 +6,7 @@ pytest.importorskip("optuna")
 
 from optuna.testing import pytest_samplers as suite
 
-from metafast.hpo._optuna_sampler import PredictorSampler
+from metafast.hpo import Predictor, PredictorSampler
 from tests.hpo.stand_in import StandIn
 
 
@@ -39,4 +39,20 @@ class Fallback:
 
 
 class TestFallback(Fallback, suite.RelativeSamplerTestCase):
+    pass
+
+
+class Shipped:
+    """The predictor that ships, which knows none of these hyperparameters."""
+
+    @pytest.fixture(scope="class")
+    def predictor(self):
+        return Predictor.load("default")
+
+    @pytest.fixture
+    def sampler(self, predictor):
+        return lambda: PredictorSampler(predictor, fallback="tpe", seed=0)
+
+
+class TestShipped(Shipped, suite.BasicSamplerTestCase):
     pass
