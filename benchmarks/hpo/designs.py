@@ -1,0 +1,165 @@
+"""Designs of the predictor side by side: `python -m benchmarks.hpo.designs`, minutes to an hour on one core.
+
+Tasks are left out in groups; a design learns the rest and then searches each of them among the configurations of its
+table. Written to benchmarks/results/hpo_designs.json.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from benchmarks.hpo.networks import DeepKernel, Learned, SetTransformer
+from benchmarks.provenance import provenance
+from metafast.hpo import MetaTask, svm_tasks, taskset_tasks
+from metafast.hpo._known import families_of
+from metafast.hpo._portfolio import next_of_portfolio
+from metafast.hpo._scores import Scores, tame
+from metafast.hpo._surrogate import Query, Settings, Surrogate
+
+RUNS = 10
+LOOKS = (0, 1, 3, 5, 10)
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "hpo_designs.json"
+NETWORKS = {"deep kernel": DeepKernel, "transformer": SetTransformer}
+DESIGNS = ("taught", "taught, no features", "taught, no portfolio", "plain", *NETWORKS)
+
+
+class Task:
+    """A task as designs see it."""
+
+    def __init__(self, task: MetaTask, family, known) -> None:
+        self.family, self.codes, self.features = family, family.codes, known.features
+        self.dataset, self.scores = task.dataset, known.scores
+        self.reference = math.nan if task.reference is None else float(known.scores.inward(np.array(task.reference)))
+        nothing = None if math.isnan(self.reference) else self.reference
+        self.values = tame(known.scores.inward(task.curves), nothing)[:, -1]
+
+
+def search(task: Task, believe, first, runs: int = RUNS) -> dict:
+    """Searches a table; `believe(rows, values)` gives a mixture at all rows, `first(rows)` the portfolio's next row."""
+    values, rows = task.values, []
+    best, worst = values.max(), values.min()
+    found = {"regret": [], "recommended": [], "rank": [], "coverage": [], "nll": []}
+    for count in range(runs + 1):
+        mixture = believe(rows, values[rows])
+        if count in LOOKS:
+            rest = np.setdiff1d(np.arange(len(values)), rows)
+            below = mixture.below(values)[rest]
+            mean = mixture.mean
+            found["rank"].append(float(spearmanr(mean, values)[0]) if np.ptp(mean) > 0 else 0.0)
+            found["coverage"].append(float(np.mean((below > 0.05) & (below < 0.95))))
+            found["nll"].append(float(-mixture.log_density(values)[rest].mean() + np.log(values.std())))
+            found["recommended"].append(float((best - values[mean.argmax()]) / (best - worst)))
+            found["regret"].append(float((best - max(values[rows], default=values[mean.argmax()])) / (best - worst)))
+        row = first(rows)
+        if row is None:
+            gain = mixture.improvement(values[rows].max()) if rows else mixture.mean.copy()
+            gain[rows] = -np.inf
+            row = int(gain.argmax())
+        rows.append(row)
+    return found
+
+
+def taught(surrogate: Surrogate, task: Task, features: bool, portfolio: int, blank: bool = False):
+    """The Gaussian process of the package."""
+    about = task.features if features else {}
+
+    def query(rows, values):
+        codes = np.concatenate([task.codes[rows], task.codes])
+        ones = np.ones(len(codes))
+        return Query(task.family.axes, codes, ones, np.asarray(values), task.scores, task.reference, about)
+
+    def believe(rows, values):
+        mixture, _ = surrogate.believe(query(rows, values), blank=blank)
+        n = len(rows)
+        return type(mixture)(mixture.weights, mixture.means[:, n:], mixture.variances[:, n:])
+
+    known, weights = surrogate.values(query([], []))
+
+    def first(rows):
+        return next_of_portfolio(known, weights, known[:, rows]) if len(rows) < portfolio else None
+
+    return believe, first
+
+
+def learned(network: Learned, task: Task):
+    def believe(rows, values):
+        mixture = network.believe(np.concatenate([task.codes[rows], task.codes]), task.features, np.asarray(values))
+        n = len(rows)
+        weights = mixture.weights if mixture.weights.ndim == 1 else mixture.weights[:, n:]
+        return type(mixture)(weights, mixture.means[:, n:], mixture.variances[:, n:])
+
+    return believe, lambda rows: None
+
+
+def compare(tasks: list[MetaTask], designs, groups: int, seconds: float, say=print) -> dict:
+    families = families_of(tasks)
+    assert len(families) == 1, "one table"
+    seen = [Task(task, families[0], known) for task, known in zip(tasks, families[0].tasks)]
+    datasets = list(dict.fromkeys(task.dataset for task in tasks))
+    found = {design: [] for design in designs}
+    for group in range(min(groups, len(datasets))):
+        held = set(datasets[group::groups])
+        surrogate = Surrogate(families).without(held)
+        networks = {}
+        for design in designs:
+            if design in NETWORKS:
+                family = replace(families[0], tasks=[t for t in families[0].tasks if t.dataset not in held])
+                networks[design] = Learned(NETWORKS[design], family, seconds)
+        for task in seen:
+            if task.dataset not in held:
+                continue
+            own = surrogate if groups < len(datasets) else Surrogate(families).without({task.dataset})
+            for design in designs:
+                if design in NETWORKS:
+                    parts = learned(networks[design], task)
+                else:
+                    portfolio = 0 if design in ("taught, no portfolio", "plain") else own.settings.portfolio
+                    parts = taught(own, task, design != "taught, no features", portfolio, design == "plain")
+                found[design].append(search(task, *parts))
+        say(f"group {group + 1} of {min(groups, len(datasets))}")
+    return {design: summary(rows) for design, rows in found.items()}
+
+
+def summary(rows: list[dict]) -> dict:
+    middle = {"rank": np.median}
+    return {
+        name: dict(zip(map(str, LOOKS), np.round(middle.get(name, np.mean)([r[name] for r in rows], axis=0), 4).tolist()))
+        for name in rows[0]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, help="a collected table too")
+    parser.add_argument("--sets", nargs="+", default=["svm", "taskset"])
+    parser.add_argument("--designs", nargs="+", default=DESIGNS)
+    parser.add_argument("--seconds", type=float, default=60, help="of training of each network")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    result = {"settings": {"training_seconds": arguments.seconds, "runs": RUNS}, "sets": {}}
+    sets = {"svm": (svm_tasks, 5), "taskset": (taskset_tasks, 4)}
+    if arguments.table:
+        from metafast.hpo import load_tasks
+
+        sets["grid"] = (lambda: load_tasks(arguments.table), 100)
+        arguments.sets.append("grid")
+    for name in arguments.sets:
+        read, groups = sets[name]
+        began = time.perf_counter()
+        result["sets"][name] = compare(read(), arguments.designs, groups, arguments.seconds)
+        for design, measures in result["sets"][name].items():
+            print(name, design, json.dumps(measures))
+        print(f"{name}: {time.perf_counter() - began:.0f} s")
+    result["settings"]["model"] = Settings().__dict__
+    result["provenance"] = provenance()
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
