@@ -15,11 +15,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.hpo.networks import DeepKernel, Learned, SetTransformer
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_results
 from metafast.hpo import MetaTask, svm_tasks, taskset_tasks
 from metafast.hpo._known import families_of
 from metafast.hpo._portfolio import next_of_portfolio
-from metafast.hpo._scores import Scores, tame
+from metafast.hpo._scores import tame
 from metafast.hpo._surrogate import Query, Settings, Surrogate
 
 RUNS = 10
@@ -79,10 +79,8 @@ def taught(surrogate: Surrogate, task: Task, features: bool, portfolio: int, bla
         n = len(rows)
         return type(mixture)(mixture.weights, mixture.means[:, n:], mixture.variances[:, n:])
 
-    known, weights = surrogate.values(query([], []))
-
     def first(rows):
-        return next_of_portfolio(known, weights, known[:, rows]) if len(rows) < portfolio else None
+        return next_of_portfolio(*surrogate.values(query(rows, [])), len(rows)) if len(rows) < portfolio else None
 
     return believe, first
 
@@ -100,7 +98,7 @@ def learned(network: Learned, task: Task):
 def compare(tasks: list[MetaTask], designs, groups: int, seconds: float, say=print) -> dict:
     families = families_of(tasks)
     assert len(families) == 1, "one table"
-    seen = [Task(task, families[0], known) for task, known in zip(tasks, families[0].tasks)]
+    seen = [Task(task, families[0], known) for task, known in zip(tasks, families[0].tasks, strict=True)]
     datasets = list(dict.fromkeys(task.dataset for task in tasks))
     found = {design: [] for design in designs}
     for group in range(min(groups, len(datasets))):
@@ -127,11 +125,12 @@ def compare(tasks: list[MetaTask], designs, groups: int, seconds: float, say=pri
 
 
 def summary(rows: list[dict]) -> dict:
-    middle = {"rank": np.median}
-    return {
-        name: dict(zip(map(str, LOOKS), np.round(middle.get(name, np.mean)([r[name] for r in rows], axis=0), 4).tolist()))
-        for name in rows[0]
-    }
+    found = {}
+    for name in rows[0]:
+        middle = np.median if name == "rank" else np.mean
+        values = np.round(middle([row[name] for row in rows], axis=0), 4).tolist()
+        found[name] = dict(zip(map(str, LOOKS), values, strict=True))
+    return found
 
 
 def main() -> None:
@@ -154,11 +153,10 @@ def main() -> None:
         began = time.perf_counter()
         result["sets"][name] = compare(read(), arguments.designs, groups, arguments.seconds)
         for design, measures in result["sets"][name].items():
-            print(name, design, json.dumps(measures))
+            print(name, design, json.dumps(measures), flush=True)
         print(f"{name}: {time.perf_counter() - began:.0f} s")
     result["settings"]["model"] = Settings().__dict__
-    result["provenance"] = provenance()
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.output, {"provenance": provenance("hpo designs", "scipy"), **result})
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ class Sampled(Mixture):
         return (self.weights * phi((values - self.means) / np.sqrt(self.variances))).sum(0)
 
     def improvement(self, best) -> np.ndarray:
-        each = [Mixture(np.ones(1), m[None], v[None]).improvement(best) for m, v in zip(self.means, self.variances)]
+        pairs = zip(self.means, self.variances, strict=True)
+        each = [Mixture(np.ones(1), mean[None], variance[None]).improvement(best) for mean, variance in pairs]
         return (self.weights * np.array(each)).sum(0)
 
     def log_density(self, values: np.ndarray) -> np.ndarray:

@@ -237,8 +237,7 @@ class Predictor:
             chosen, source = fall_back(fallback, space, pool, observed, direction, seed)
             beliefs = _part(self._surrogate.believe(query)[0], n)
         elif (runs := len({space.key(one.config) for one in observed})) < self.settings.portfolio:
-            values, weights = self._surrogate.values(query)
-            chosen, source = next_of_portfolio(values[:, n:], weights, values[:, :n]), "portfolio"
+            chosen, source = next_of_portfolio(*self._surrogate.values(query), n), "portfolio"
             reason = f"number {runs + 1} of the portfolio: good where those before it are not"
             beliefs = _part(self._surrogate.believe(query)[0], n)
         else:

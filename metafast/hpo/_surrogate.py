@@ -53,7 +53,7 @@ class Settings:
     local: float = 0.9
     noise: float = 0.02
     novelties: tuple[float, ...] = (0.05, 0.15, 0.5, 1.5)
-    alike: float = 0.5
+    alike: float = 0.7
     alike_length: float = 1.0
     early: float = 2.0
     trust: float = 1.0
@@ -129,10 +129,10 @@ class Surrogate:
         mixture, evidence = condition(joint, grid, observed, self.settings.noise, self.settings.trust)
         return Mixture(mixture.weights, mixture.means[:, first:], mixture.variances[:, first:]), evidence
 
-    def values(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
-        """What each known task has at the points, `[T, M]`, and the tasks' weights `[T]`; none where T is 0."""
+    def values(self, query: Query) -> tuple[list[Known], np.ndarray, np.ndarray]:
+        """The known tasks, what each has at the points, `[T, M]`, and how much each counts, `[T]`."""
         known, weights, _ = self._weighted(query)
-        return self._made(query, known)[0], weights
+        return [task for _, task in known], self._made(query, known)[0], weights
 
     def costs(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
         """What each known task whose cost is known would take at the points, `[T, M]` log seconds without their mean,
