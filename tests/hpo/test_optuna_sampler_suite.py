@@ -1,5 +1,7 @@
 """Optuna's own tests of samplers."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("optuna")
@@ -8,6 +10,9 @@ from optuna.testing import pytest_samplers as suite
 
 from metafast.hpo import Predictor, PredictorSampler
 from tests.hpo.stand_in import StandIn
+
+
+shipped = functools.cache(Predictor.load)
 
 
 class Case:
@@ -45,13 +50,9 @@ class TestFallback(Fallback, suite.RelativeSamplerTestCase):
 class Shipped:
     """The predictor that ships, which knows none of these hyperparameters."""
 
-    @pytest.fixture(scope="class")
-    def predictor(self):
-        return Predictor.load("default")
-
     @pytest.fixture
-    def sampler(self, predictor):
-        return lambda: PredictorSampler(predictor, fallback="tpe", seed=0)
+    def sampler(self):
+        return lambda: PredictorSampler(shipped(), fallback="tpe", seed=0)
 
 
 class TestShipped(Shipped, suite.BasicSamplerTestCase):
