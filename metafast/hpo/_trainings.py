@@ -46,7 +46,7 @@ class BatchedTask:
         >>> x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
         >>> task = BatchedTask(lambda config: nn.Linear(8, 3), (x, y), (x, y), epochs=2)
         >>> sorted(task.features())[:2]
-        ['autocorrelation', 'class_entropy']
+        ['channel_likeness', 'channel_spread']
     """
 
     build: Callable[[Config], nn.Module]

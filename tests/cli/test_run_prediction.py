@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("optuna", reason="optuna is not installed")
 pytest.importorskip("cmaes", reason="cmaes is not installed")
 
-from benchmarks import experiments
+from benchmarks import experiments, hpo_page
 from metafast.cli import build_app
 from metafast.experiments import hp_prediction as prediction
 from metafast.runs import list_runs
@@ -48,6 +48,16 @@ def test_the_command_and_then_more_seeds(tmp_path):
     kept = json.loads((tmp_path / "hp_prediction.json").read_text())
     assert kept["benchmark"] == "hp_prediction" and kept["summaries"] == after["summaries"]
     assert (tmp_path / "hp_prediction_regret.png").stat().st_size > 5_000
+    text = hpo_page.filled(hpo_page.PAGE.read_text(), kept)
+    assert "| predictor | 0." in text and text.count("not judged") == len(kept["verdicts"])
+    assert hpo_page.filled(text, kept) == text
+
+
+def test_the_page_says_what_the_committed_results_say():
+    if not hpo_page.RESULTS.exists():
+        pytest.skip("there are no committed results")
+    page = hpo_page.PAGE.read_text()
+    assert hpo_page.filled(page, json.loads(hpo_page.RESULTS.read_text())) == page
 
 
 @pytest.mark.parametrize(

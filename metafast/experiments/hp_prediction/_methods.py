@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metafast.experiments.hp_prediction import _optuna
-from metafast.experiments.hp_prediction._ours import Portfolio, Predicted
+from metafast.experiments.hp_prediction._ours import Predicted
 from metafast.experiments.hp_prediction._searchers import RGPE, PlainGP, RandomSearch, ZeroShot
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ METHODS = {
     "ours_plain": Method(
         "predictor, without features", functools.partial(Predicted, features=False), True, drawn=False
     ),
-    "portfolio": Method("portfolio alone", Portfolio, True, drawn=False, settings={"portfolio": 10**6}),
+    "portfolio": Method("predictor, all runs at once", Predicted, True, drawn=False, settings={"portfolio": 10**6}),
     "zero_shot": Method("zero-shot list by ranks", ZeroShot, drawn=False),
     "rgpe": Method("RGPE", RGPE),
     "meta_tpe": Method("Meta-Learn TPE (OptunaHub)", _optuna.meta_tpe),

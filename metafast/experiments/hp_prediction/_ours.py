@@ -28,6 +28,9 @@ class Predicted(Searcher):
         features: whether it is told the task's features.
         short: whether runs end early; then nothing that was run is known to its end.
         per_cost: whether what a run costs counts.
+
+    A predictor whose portfolio never ends runs what it would begin with, whatever comes of it: what `Predictor.tune`
+    does with its initial runs.
     """
 
     def __init__(
@@ -100,15 +103,3 @@ class Predicted(Searcher):
             task = self.table.task
             self._belief = self.predictor.belief(task.space, task.configs, self.observed, **self.about)
         return self._belief
-
-
-class Portfolio(Predicted):
-    """A predictor whose portfolio never ends: only the list that it tries first; it never learns."""
-
-    def recommend(self) -> int | None:
-        """The first of the list, then the best that was run."""
-        return None if self.tried else self.ask()
-
-    def belief(self) -> Beliefs | None:
-        """None."""
-        return None
