@@ -121,20 +121,25 @@ class Compiled:
     def __init__(self, models: Sequence[nn.Module], kind: str, seed: int) -> None:
         self.seed = seed
         self.model = copy.deepcopy(models[0]).eval()
-        groups: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
+        alike: defaultdict[tuple[float, ...], list[int]] = defaultdict(list)
         for index, model in enumerate(models):
-            groups[tuple(m.p for m in model.modules() if isinstance(m, nn.Dropout))].append(index)
-        self.groups = []
-        for rows in groups.values():
-            self.groups.append((InnerLoop(copy.deepcopy(models[rows[0]]).train(), loss=kind, engine="compiled"), rows))
+            alike[tuple(m.p for m in model.modules() if isinstance(m, nn.Dropout))].append(index)
+        order = [index for rows in alike.values() for index in rows]  # a program's models lie side by side
+        self.places = [order.index(index) for index in range(len(models))]
+        self.groups: list[tuple[InnerLoop, range]] = []
+        for rows in alike.values():
+            begin = self.places[rows[0]]
+            loop = InnerLoop(copy.deepcopy(models[rows[0]]).train(), loss=kind, engine="compiled")
+            self.groups.append((loop, range(begin, begin + len(rows))))
         first = self.groups[0][0]
-        self.shapes = first.shapes
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.flat = torch.stack([first.flatten(dict(model.named_parameters())).detach() for model in models])
+        shapes = first.shapes.values()
+        sizes = [math.prod(shape) for shape in shapes]
+        self.flat = torch.stack([first.flatten(dict(models[i].named_parameters())).detach() for i in order])
         self.grads = torch.zeros_like(self.flat)
         self.params: list[list[nn.Parameter]] = [[] for _ in models]
-        for own, row, grad in zip(self.params, self.flat, self.grads, strict=True):
-            for piece, part, shape in zip(row.split(sizes), grad.split(sizes), self.shapes.values(), strict=True):
+        for index, row, grad in zip(order, self.flat, self.grads, strict=True):
+            own = self.params[index]
+            for piece, part, shape in zip(row.split(sizes), grad.split(sizes), shapes, strict=True):
                 param = nn.Parameter(piece.view(shape))
                 param.grad = part.view(shape)
                 own.append(param)
@@ -143,18 +148,17 @@ class Compiled:
     def gradient(self, x: Tensor, y: Tensor, alive: Sequence[int], step: int) -> Tensor:
         """Losses, with gradients in place."""
         found = torch.zeros(len(self.flat))
-        living = set(alive)
+        places = [self.places[index] for index in alive]
+        living = set(places)
+        inputs, targets = _each(x, len(self.flat)), _each(y, len(self.flat))
         for loop, rows in self.groups:
-            kept = [row for row in rows if row in living]
-            if not kept:
-                continue
-            flat = self.flat if len(kept) == len(self.flat) else self.flat[kept]
-            losses, _, grads = loop.gradient(
-                flat, _each(x, len(kept)), _each(y, len(kept)), seed=self.seed, step=step, first_task=rows[0]
-            )
-            self.grads[kept] = grads
-            found[kept] = losses
-        return found[list(alive)]
+            for run in _runs([row for row in rows if row in living]):
+                losses, _, grads = loop.gradient(
+                    self.flat[run], inputs[run], targets[run], seed=self.seed, step=step, first_task=run.start
+                )
+                self.grads[run] = grads
+                found[run] = losses
+        return found[places]
 
     @torch.no_grad()
     def outputs(self, x: Tensor, alive: Sequence[int]) -> Tensor:
@@ -167,8 +171,18 @@ class Compiled:
         return torch.stack([self._output(row, batch) for row, batch in enumerate(batches)])
 
     def _output(self, row: int, x: Tensor) -> Tensor:
-        out: Tensor = functional_call(self.model, self.groups[0][0].unflatten(self.flat[row]), (x,))
+        weights = self.groups[0][0].unflatten(self.flat[self.places[row]])
+        out: Tensor = functional_call(self.model, weights, (x,))
         return out
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[slice]:
+    """Slices that hold ascending numbers."""
+    begin = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield slice(numbers[begin], numbers[at - 1] + 1)
+            begin = at
 
 
 def _each(x: Tensor, copies: int) -> Tensor:

@@ -293,11 +293,11 @@ class Predictor:
         reason = unlike(self._surrogate, query)
         if reason:
             return space.candidates(rng, count), f"spread over the space: {reason}"
-        values, weights = self._surrogate.values(query)
+        known, values, weights = self._surrogate.values(query)
         chosen: list[int] = []
         for _ in range(min(count, len(pool))):
             left = [row for row in range(len(pool)) if row not in chosen]
-            chosen.append(left[next_of_portfolio(values[:, left], weights, values[:, chosen])])
+            chosen.append(left[next_of_portfolio(known, values[:, chosen + left], weights, len(chosen))])
         return [pool[row] for row in chosen], "a portfolio: each is good in tasks where those before it are not"
 
     def tune(

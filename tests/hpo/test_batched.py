@@ -81,7 +81,7 @@ def test_a_training_that_diverges_fails_alone(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stopped_trainings_leave_the_others_as_they_are(engine):
-    configs = [{"lr": lr} for lr in (0.001, 0.003, 0.01)]
+    configs = [{"lr": lr, "dropout": 0.3} for lr in (0.001, 0.003, 0.01)]
     whole = batched_train(build, configs, TRAIN, VAL, epochs=4, engine=engine)
     seen = []
 

@@ -11,7 +11,6 @@ from optuna.testing import pytest_samplers as suite
 from metafast.hpo import Predictor, PredictorSampler
 from tests.hpo.stand_in import StandIn
 
-
 shipped = functools.cache(Predictor.load)
 
 
