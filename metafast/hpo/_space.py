@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from metafast._checks import integer
 from metafast._dimensions import Choice, Dimension, FloatRange, IntRange, as_dimension
 from metafast.hpo._conditions import Condition, check_conditions, holds, in_order, same
+from metafast.hpo._enumerate import count_all, decode, list_all, spread
 from metafast.hpo._scale import Scale
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 _KINDS = {kind.__name__: kind for kind in (Choice, IntRange, FloatRange)}
-_FILLED_FROM_GRID = 100_000  # spaces up to this size give as many different candidates as they have
 
 
 class Space:
@@ -101,18 +99,11 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many configurations there are; None: a continuum."""
-        if any(dimension.count is None for dimension in self.dimensions.values()):
-            return None
-        parents = {condition.parent for condition in self.conditions}
-        leaves = [name for name in self.dimensions if name not in parents]
-        return sum(
-            ways * math.prod(self._count(name) for name in leaves if self.active(name, config))
-            for config, ways in self._parent_configs([name for name in self.order if name in parents])
-        )
+        return count_all(self)
 
     def draw(self, rng: np.random.Generator) -> Config:
         """A configuration from the prior: uniform on each scale; only what is active is in it."""
-        return self._config(dict(zip(self.order, rng.random(len(self.order)).tolist(), strict=True)))
+        return decode(self, dict(zip(self.order, rng.random(len(self.order)).tolist(), strict=True)))
 
     def grid(self, most: int = 10_000) -> list[Config]:
         """All configurations.
@@ -127,15 +118,7 @@ class Space:
         if size is None or size > most:
             what = "a continuum" if size is None else f"{size} configurations"
             raise ValueError(f"grid: the space has {what}, at most {most} were asked for; use candidates(rng, {most})")
-        configs: list[Config] = [{}]
-        for name in self.order:
-            values = self.dimensions[name].values()
-            configs = [
-                {**config, name: value}
-                for config in configs
-                for value in (values if self.active(name, config) else [_ABSENT])
-            ]
-        return [self._sorted({name: value for name, value in c.items() if value is not _ABSENT}) for c in configs]
+        return list_all(self)
 
     def candidates(self, rng: np.random.Generator, count: int) -> list[Config]:
         """Different configurations that cover the space: all of them if there are at most `count`, or else a spread.
@@ -147,15 +130,7 @@ class Space:
         count, size = integer("count", count, minimum=1), self.size
         if size is not None and size <= count:
             return self.grid(count)
-        columns = {name: ((rng.permutation(count) + rng.random(count)) / count).tolist() for name in self.order}
-        spread = (self._config({name: column[row] for name, column in columns.items()}) for row in range(count))
-        more = (self.draw(rng) for _ in range(4 * count))
-        found: dict[Any, Config] = {}
-        self._collect(itertools.chain(spread, more), found, count)
-        if len(found) < count and size is not None and size <= _FILLED_FROM_GRID:
-            grid = self.grid(size)
-            self._collect((grid[row] for row in rng.permutation(size)), found, count)
-        return list(found.values())
+        return spread(self, rng, count)
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError that names what is wrong with a configuration, TypeError where it is no mapping."""
@@ -280,51 +255,6 @@ class Space:
         from metafast.hpo._space_ray import to_ray
 
         return to_ray(self)
-
-    def _config(self, units: Mapping[str, float]) -> Config:
-        config: Config = {}
-        for name in self.order:
-            if self.active(name, config):
-                config[name] = self.dimensions[name].decode(units[name])
-        return self._sorted(config)
-
-    def _sorted(self, config: Config) -> Config:
-        return {name: config[name] for name in self.dimensions if name in config} if self.conditions else config
-
-    def _collect(self, configs: Iterable[Config], found: dict[Any, Config], count: int) -> None:
-        for config in configs:
-            found.setdefault(self.key(config), config)
-            if len(found) == count:
-                return
-
-    def _count(self, name: str) -> int:
-        count = self.dimensions[name].count
-        assert count is not None
-        return count
-
-    def _parent_configs(self, parents: list[str]) -> Iterator[tuple[Config, int]]:
-        """What others depend on: values, those together that no condition tells apart, and how many they stand for."""
-        found: list[tuple[Config, int]] = [({}, 1)]
-        for name in parents:
-            named: list[Any] = []
-            for value in (v for condition in self.conditions if condition.parent == name for v in condition.values):
-                if not any(same(value, other) for other in named):
-                    named.append(value)
-            rest = self._count(name) - len(named)
-            options = [({name: value}, 1) for value in named] + [({name: _ABSENT}, rest)] * bool(rest)
-            found = [
-                ({**config, **more}, ways * times)
-                for config, ways in found
-                for more, times in (options if self.active(name, config) else [({}, 1)])
-            ]
-        return iter(found)
-
-
-class _Absent:
-    """A value that equals no other."""
-
-
-_ABSENT = _Absent()
 
 
 def _short(dimension: Dimension) -> str:
