@@ -100,30 +100,41 @@ class RandomSearch(Searcher):
 class ZeroShot(Searcher):
     """A list of configurations that complement each other on the tasks that were searched before; it never learns.
 
-    Each next configuration is the one that lowers the mean, over tasks, of the best rank so far the most.
+    Each next configuration is the one that lowers the mean, over tasks, of the best rank so far the most; when nothing
+    lowers it any more, the list of what is left begins anew.
 
     Source:
-        M. Wistuba, N. Schilling, L. Schmidt-Thieme, Sequential model-free hyperparameter tuning, ICDM 2015; what
-        Syne Tune's ZeroShotTransfer does.
+        M. Wistuba, N. Schilling, L. Schmidt-Thieme, Sequential model-free hyperparameter tuning, ICDM 2015; the rule of
+        Syne Tune's ZeroShotTransfer, whose order it has.
     """
 
     def __init__(self, table: Table, sources: Sequence[Table], seed: int) -> None:
         super().__init__(table, sources, seed)
-        self.ranks = np.stack([mid_ranks(-on_candidates(source, table)) for source in sources])
+        self.scores = np.stack([on_candidates(source, table) for source in sources])
+        self.ranks: Array = self.scores
+        self._begin()
 
     def ask(self) -> int:
         """The next of the list."""
         left = self.untried()
-        means = np.minimum(self.ranks[:, left], self._reached()).mean(0)
-        first = means == means.min()  # ties: the better of them on average
-        return int(left[first][self.ranks[:, left[first]].mean(0).argmin()])
+        return int(left[self.ranks[:, left].mean(0).argmin()])
+
+    def tell(self, row: int, merit: float) -> None:
+        """From now on a configuration counts where it is better than this."""
+        super().tell(row, merit)
+        self.ranks = np.minimum(self.ranks, self.ranks[:, [row]])
+        left = self.untried()
+        if len(left) and (self.ranks[:, left] == self.ranks[:, left[:1]]).all():
+            self._begin()
 
     def recommend(self) -> int | None:
         """The first of the list before anything was run, then the best that was run."""
         return None if self.tried else self.ask()
 
-    def _reached(self) -> Array:
-        return self.ranks[:, self.tried].min(1, keepdims=True) if self.tried else np.full((len(self.ranks), 1), np.inf)
+    def _begin(self) -> None:
+        left = self.untried()
+        self.ranks = np.full(self.scores.shape, np.inf)
+        self.ranks[:, left] = np.stack([mid_ranks(-row) for row in self.scores[:, left]])
 
 
 class PlainGP(Searcher):
