@@ -131,29 +131,39 @@ def condition(
     Returns:
         (the mixture at all M points, the log density of the observations).
     """
-    n, points = len(observed), len(joint.mean)
-    scale = np.repeat(grid.scales, len(grid.novelties))
-    novelty = np.tile(grid.novelties, len(grid.scales))
-    logs = np.log(np.repeat(grid.scale_weights, len(grid.novelties)) * np.tile(grid.novelty_weights, len(grid.scales)))
+    n = len(observed)
+    scale = grid.scales[:, None]  # [S, 1]
     offset = (grid.wide / scale) ** 2
-    variance = joint.known_variance + novelty[:, None] * joint.new_variance + offset[:, None]
-    means = np.broadcast_to(joint.mean, (len(scale), points))
+    logs = np.log(grid.novelty_weights)[:, None] + np.log(grid.scale_weights)  # [R, S]
+    variance = joint.known_variance + grid.novelties[:, None] * joint.new_variance  # [R, M]
+    means = np.broadcast_to(joint.mean, (*logs.shape, len(joint.mean)))
+    spread = variance[:, None] + offset
     evidence = 0.0
     if n:
-        across = joint.known + novelty[:, None, None] * joint.new + offset[:, None, None]
+        across = joint.known + grid.novelties[:, None, None] * joint.new  # [R, n, M]
         left = across[:, :, :n] + np.diag(joint.noise)
-        rest = (observed - grid.centre) / scale[:, None] - joint.mean[:n]
-        solved = np.linalg.solve(left, np.concatenate([across, rest[:, :, None]], -1))
-        variance = variance - (across * solved[:, :, :points]).sum(1)
-        means = means + (across * solved[:, :, points:]).sum(1)
-        fit = -0.5 * (rest * solved[:, :, points]).sum(1) - 0.5 * np.linalg.slogdet(left)[1]
-        likely = fit - n * np.log(scale)
+        ones, start = np.ones((n, 1)), joint.mean[:n]
+        rest = (observed - grid.centre) / scale - start  # [S, n]
+        right = np.concatenate([across, np.broadcast_to(np.hstack([ones, rest.T]), (len(left), n, 1 + len(rest)))], -1)
+        solved = np.linalg.solve(left, right)
+        points = len(joint.mean)
+        # the offset is common to all points: a term of rank one, put in after the inversion (Sherman and Morrison)
+        alone, fitted = solved[:, :, points], solved[:, :, points + 1 :]  # [R, n], [R, n, S]
+        free = 1 - (across * alone[:, :, None]).sum(1)[:, None]  # [R, 1, M]
+        share = offset[:, 0] / (1 + offset[:, 0] * alone.sum(1)[:, None])  # [R, S]
+        pull = alone @ rest.T  # [R, S]
+        means = means + fitted.mT @ across + (share * pull)[:, :, None] * free
+        spread = (variance - (across * solved[:, :, :points]).sum(1))[:, None] + share[:, :, None] * free**2
+        fit = -0.5 * ((rest.T * fitted).sum(1) - share * pull**2)
+        size = np.linalg.slogdet(left)[1][:, None] + np.log(offset[:, 0] / share)
+        likely = fit - 0.5 * size - n * np.log(scale[:, 0])
         evidence = _log_sum(logs + likely) - 0.5 * n * math.log(2 * math.pi)
         logs = logs + min(1.0, trust / n) * likely
     weights = np.exp(logs - _log_sum(logs))
-    spread = np.maximum(variance, _LEAST) + noise
-    mixture = Mixture(weights, grid.centre + scale[:, None] * means, scale[:, None] ** 2 * spread)
-    return mixture, evidence
+    means = grid.centre + scale * means
+    variances = scale**2 * (np.maximum(spread, _LEAST) + noise)
+    flat = (-1, len(joint.mean))
+    return Mixture(weights.ravel(), means.reshape(flat), variances.reshape(flat)), evidence
 
 
 def phi(values: np.ndarray) -> np.ndarray:

@@ -232,31 +232,30 @@ class Predictor:
         pool = _untried(space, pool, observed)
         query, measured = self._query(space, pool, observed, features, metric, direction, reference, 1.0)
         n = len(query.observed)
-        reason = unlike(self._surrogate, query)
+        mixture, evidence = self._surrogate.believe(query)
+        reason = unlike(self._surrogate, query, evidence)
         if reason:
             chosen, source = fall_back(fallback, space, pool, observed, direction, seed)
-            beliefs = _part(self._surrogate.believe(query)[0], n)
         elif (runs := len({space.key(one.config) for one in observed})) < self.settings.portfolio:
             chosen, source = next_of_portfolio(*self._surrogate.values(query), n), "portfolio"
             reason = f"number {runs + 1} of the portfolio: good where those before it are not"
-            beliefs = _part(self._surrogate.believe(query)[0], n)
         else:
-            mixture, _ = self._surrogate.believe(query)
             if not given and len(pool) >= CANDIDATES // 2 and (space.size is None or space.size > len(pool)):
                 top = np.argsort(-_part(mixture, n).mean)[:8]
                 near = neighbours(space, [pool[row] for row in top], rng, CANDIDATES // 4)
                 pool = pool + _untried(space, near, observed)
                 query, measured = self._query(space, pool, observed, features, metric, direction, reference, 1.0)
                 mixture, _ = self._surrogate.believe(query)
-            beliefs, source = _part(mixture, n), "model"
+            source = "model"
             costs = log_seconds(self._surrogate, query, measured)[0][n:] if per_cost else None
-            chosen = int(worth(beliefs, _best(query, mixture), costs).argmax())
+            chosen = int(worth(_part(mixture, n), _best(query, mixture), costs).argmax())
             reason = "highest expected improvement" + (" for its cost" if per_cost else "")
         costs, level = log_seconds(self._surrogate, query, measured)
+        row = [n + chosen]
         one = _belief(
-            Mixture(beliefs.weights, beliefs.means[:, [chosen]], beliefs.variances[:, [chosen]]),
+            Mixture(mixture.weights, mixture.means[:, row], mixture.variances[:, row]),
             query.scores,
-            np.exp(costs[[n + chosen]]) if level else np.full(1, math.nan),
+            np.exp(costs[row]) if level else np.full(1, math.nan),
         )
         interval = float(one.low[0]), float(one.high[0])
         return Suggestion(dict(pool[chosen]), float(one.mean[0]), interval, float(one.seconds[0]), source, reason)

@@ -23,6 +23,7 @@ _SCALES = 8
 _REACH = 2.0  # standard deviations of the log scale that its grid covers
 _WIDER = 3.0  # tasks' worth of doubt about centre and scale, where few tasks tell them
 _REFERENCE_NOISE = 0.05
+_LEAST_OVERLAP = 0.05
 _SHARE_CENTRE = 0.6, 0.4  # of accuracies, where no task tells: mean and standard deviation of the offset
 _SHARE_SCALE = math.log(0.15), 0.7  # and of the log scale
 
@@ -94,6 +95,7 @@ class Surrogate:
     def __init__(self, families: Sequence[Family], settings: Settings = Settings()) -> None:
         self.families = list(families)
         self.settings = settings
+        self._recent: tuple[Query | None, dict[int, tuple[np.ndarray, np.ndarray]]] = (None, {})
 
     def without(self, datasets: set[str]) -> Surrogate:
         """The same, knowing nothing of some data sets; nothing that was computed is lost."""
@@ -161,8 +163,10 @@ class Surrogate:
                 shares.append(shared / len(query.axes))
         if not known:
             return [], np.zeros(0), np.zeros(0)
-        w = np.array(weights) * self._alike(query.features, [task for _, task in known])
-        return known, w / w.sum(), np.array(shares)
+        near = np.flatnonzero(np.array(weights) > _LEAST_OVERLAP * max(weights))  # others say next to nothing
+        known = [known[row] for row in near]
+        w = np.array(weights)[near] * self._alike(query.features, [task for _, task in known])
+        return known, w / w.sum(), np.array(shares)[near]
 
     def _alike(self, features: Mapping[str, float], known: list[Known]) -> np.ndarray:
         """How much each task counts by its features."""
@@ -184,6 +188,13 @@ class Surrogate:
 
     def _interpolation(self, query: Query, family: Family) -> tuple[np.ndarray, np.ndarray]:
         """Weights `[M, N]` of a family's table at the points, and the variances `[M]` that remain."""
+        if self._recent[0] is not query:
+            self._recent = (query, {})
+        if id(family) not in self._recent[1]:
+            self._recent[1][id(family)] = self._interpolated(query, family)
+        return self._recent[1][id(family)]
+
+    def _interpolated(self, query: Query, family: Family) -> tuple[np.ndarray, np.ndarray]:
         names, shared = list(query.axes), family.shared(query.axes)
         columns = query.codes[:, [names.index(name) for name in shared]]
         missing = 1 - len(shared) / len(family.axes)
@@ -193,11 +204,8 @@ class Surrogate:
     def _made(self, query: Query, known: list[tuple[Family, Known]]) -> tuple[np.ndarray, np.ndarray]:
         """Known tasks' values at the points `[T, M]`, and what interpolation leaves open there, a variance `[T, M]`."""
         values, left = np.zeros((2, len(known), len(query.codes)))
-        solved: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for row, (family, task) in enumerate(known):
-            if id(family) not in solved:
-                solved[id(family)] = self._interpolation(query, family)
-            weights, left[row] = solved[id(family)]
+            weights, left[row] = self._interpolation(query, family)
             values[row] = at(task, weights, query.fractions)
         return values, left
 

@@ -9,19 +9,20 @@ MISFIT = 3.0  # log odds of nothing known against all that is known, from which 
 FEWEST = 3  # observations that can speak against what is known
 
 
-def unlike(surrogate: Surrogate, query: Query) -> str | None:
-    """Why the known tasks say nothing about this one, in words; None: they do."""
+def unlike(surrogate: Surrogate, query: Query, evidence: float) -> str | None:
+    """Why the known tasks say nothing about this one, in words; None: they do.
+
+    Args:
+        surrogate: what is known.
+        query: what was observed.
+        evidence: log density of that, as `Surrogate.believe` says.
+    """
     names = set(query.axes)
     shared = max((len(family.shared(names)) for family in surrogate.families), default=0)
     if not surrogate.families:
         return "no task is known"
     if shared < LEAST_SHARED * len(names):
         return f"{shared} of {len(names)} hyperparameters are known"
-    if len(query.observed) >= FEWEST and misfit(surrogate, query) > MISFIT:
+    if len(query.observed) >= FEWEST and surrogate.believe(query, blank=True)[1] - evidence > MISFIT:
         return f"the scores of {len(query.observed)} runs are unlike those of known tasks"
     return None
-
-
-def misfit(surrogate: Surrogate, query: Query) -> float:
-    """Log odds of a process that knows nothing of configurations, against the known tasks."""
-    return surrogate.believe(query, blank=True)[1] - surrogate.believe(query)[1]

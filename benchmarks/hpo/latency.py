@@ -1,0 +1,55 @@
+"""What a prediction costs: `python -m benchmarks.hpo.latency`; written to benchmarks/results/hpo_latency.json."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.provenance import provenance, write_results
+from metafast.hpo import Observation, Predictor, synthetic_tasks
+from metafast.hpo._predictor import SHIPPED
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "hpo_latency.json"
+REPEATS = 15
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    task = synthetic_tasks(1, seed=5)[0]
+    began = time.process_time()
+    predictor = Predictor.load("default")
+    loading = time.process_time() - began
+    found = {}
+    for count in (0, 5, 25, 100):
+        rows = np.random.default_rng(0).permutation(len(task.configs))[:count]
+        observed = [
+            Observation(task.configs[row], float(task.final[row]), 1.0, float(task.seconds[row])) for row in rows
+        ]
+        for name, call in (
+            ("belief", lambda: predictor.belief(task.space, task.configs, observed, reference=0.1)),  # noqa: B023
+            ("suggest", lambda: predictor.suggest(task.space, observed, reference=0.1, fallback="random")),  # noqa: B023
+        ):
+            call()
+            times = []
+            for _ in range(REPEATS):
+                began = time.process_time()
+                call()
+                times.append(1e3 * (time.process_time() - began))
+            found[f"{name}, {count} observed"] = {
+                "median_ms": round(float(np.median(times)), 2),
+                "max_ms": round(max(times), 2),
+            }
+            print(name, count, found[f"{name}, {count} observed"])
+    path = SHIPPED / "default.safetensors"
+    tasks = [task for family in predictor._surrogate.families for task in family.tasks]
+    numbers = sum(task.curves.size + task.costs.size for task in tasks)
+    numbers += sum(family.codes.size for family in predictor._surrogate.families)
+    size = {"bytes": os.path.getsize(path), "numbers": numbers, "tasks": len(tasks), "load_ms": round(1e3 * loading, 1)}
+    print(size)
+    write_results(RESULTS, {"provenance": provenance("hpo latency"), "candidates": 486, "calls": found, "file": size})
+
+
+if __name__ == "__main__":
+    main()
