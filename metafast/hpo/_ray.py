@@ -36,8 +36,8 @@ class PredictorSearcher(Searcher):
         predictor: a `Predictor`, "default", or the path of one.
         space: what is searched, with conditions where there are any; names with a slash become nested configurations.
             None: the `param_space` of the `Tuner`.
-        metric: of the results. None: that of the `TuneConfig`.
-        mode: "max" or "min". None: that of the `TuneConfig`.
+        metric: of the results. None: that of the `TuneConfig`, which Ray tells only searchers without a space.
+        mode: "max" or "min". None: likewise.
         task: features of data set and architecture by name.
         reference: score of a predictor that has learned nothing.
         n_steps: of a whole training. None: as many as the longest finished trial has.
@@ -83,8 +83,8 @@ class PredictorSearcher(Searcher):
         """The configuration of a new trial; "FINISHED" once all of a finite space has been tried."""
         if self._space is None or self._metric is None or self._mode is None:
             raise RuntimeError(
-                "PredictorSearcher needs a space, a metric and a mode: give them to it, or param_space to the Tuner, "
-                "metric and mode to its TuneConfig"
+                "PredictorSearcher needs a space, a metric and a mode: give it all three, or param_space to the Tuner "
+                "and the others to its TuneConfig"
             )
         direction = DIRECTIONS[self._mode]
         check_direction(self._metric, direction, "give the other mode")

@@ -73,7 +73,7 @@ def _dimension(spec: Any) -> Dimension:
     count = round((high - low) / step) + 1
     if count > MOST_STEPS:
         return FloatRange(float(low), float(high), log=log)
-    return Choice([*(low + index * step for index in range(count - 1)), high])
+    return Choice([*(float(low + index * step) for index in range(count - 1)), float(high)])
 
 
 def _stepped(low: int, high: int, step: int, log: bool) -> Dimension:
