@@ -133,11 +133,13 @@ def share_bars(
             places = [row + (number - (len(bars) - 1) / 2) * thick for row in range(len(shares))]
             ax.barh(places, [100 * each[bar] for each in shares.values()], 0.9 * thick, color=color, label=bar)
         ax.set_yticks(range(len(shares)), list(shares))
-        ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set_xlim(0, 100)
         ax.set_xlabel(xlabel)
-        plot.legend(loc="outside lower center", ncols=min(6, len(bars)))
+        ax.set_ylim(len(shares) - 0.4, -0.6)
+        plot.legend(loc="outside lower center", ncols=min(3, len(bars)))
+        width, height = plot.get_size_inches()
+        plot.set_size_inches(width, height + 0.25 * -(-len(bars) // 3))
         _title(plot, title)
     return plot
 

@@ -18,23 +18,23 @@ from metafast.experiments.hp_prediction._methods import METHODS, OURS
 from metafast.experiments.hp_prediction._verdicts import after
 
 Results = Mapping[str, Any]
-DRAWN = (OURS, "zero_shot", "rgpe", "meta_tpe", "gp", "gp_table", "tpe", "cma_es", "random")
+DRAWN = (OURS, "random", "rgpe", "gp", "tpe", "zero_shot", "gp_table", "meta_tpe", "cma_es")
 
 
 def table(results: Results, name: str) -> Table:
     """One suite for the terminal."""
     facts = results["suites"][name]
     made = Table(
-        title=f"{facts['title']} ({facts['tasks']} tasks, {facts['datasets']} data sets): mean regret of the best run",
+        title=f"{facts['title']} ({facts['tasks']} tasks, {facts['datasets']} data sets): mean regret after so many runs",
         title_justify="left",
     )
     made.add_column("method", no_wrap=True)
     looks = _looks(results, name)
     for runs in looks:
-        made.add_column(f"{runs} runs" if runs != 1 else "1 run", justify="right")
+        made.add_column(str(runs), justify="right", no_wrap=True)
     last = max(runs for runs in looks if runs <= 5)
-    made.add_column(f"near*, {last}", justify="right")
-    made.add_column("ms", justify="right")
+    made.add_column("near*", justify="right", no_wrap=True)
+    made.add_column("ms", justify="right", no_wrap=True)
     for each in _of(results, name):
         cells = [_number(each["found"][k]) for k in looks]
         slow = f"{1000 * each['thinking'] / max(looks):.0f}"
@@ -54,7 +54,7 @@ def regret_figure(results: Results) -> Any:
             for method in DRAWN
             if method in lines and lines[method][0]
         }
-    bands = [METHODS[method].title for method in (OURS, "rgpe", "random")]
+    bands = [METHODS[method].title for method in (OURS, "rgpe")]
     return plots.regret_curves(panels, bands=bands)
 
 
