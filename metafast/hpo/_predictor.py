@@ -289,7 +289,7 @@ class Predictor:
         rng = np.random.default_rng(integer("seed", seed, minimum=0))
         pool = space.candidates(rng, CANDIDATES)
         query, _ = self._query(space, pool, [], features, metric, direction, reference, 1.0)
-        reason = unlike(self._surrogate, query)
+        reason = unlike(self._surrogate, query, 0.0)
         if reason:
             return space.candidates(rng, count), f"spread over the space: {reason}"
         known, values, weights = self._surrogate.values(query)
