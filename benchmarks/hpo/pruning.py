@@ -1,0 +1,104 @@
+"""PredictorPruner against Optuna's pruners: `python -m benchmarks.hpo.pruning --table FOLDER`, ten minutes on one core.
+
+A data set is left out at a time; the predictor knows the tasks of the others. On each task of the one left out, random
+search replays trainings from the table, and a pruner sees their curves. Written to benchmarks/results/hpo_pruning.json:
+
+budget  share of the epochs that random search without pruning uses
+pruned  share of the trials that were pruned
+wrong   share of the pruned ones that would have ended above all trials finished before them
+regret  of the best finished trial, between 0 (the best of the table) and 1 (its worst)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna import pruners
+
+from benchmarks.provenance import provenance, write_results
+from metafast.hpo import MetaTask, Predictor, PredictorPruner, load_tasks
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "hpo_pruning.json"
+MEASURES = ("budget", "pruned", "wrong", "regret")
+
+
+def methods(predictor: Predictor, task: MetaTask) -> dict[str, Callable[[], pruners.BasePruner]]:
+    steps = len(task.fractions)
+    told = {"space": task.space, "metric": task.metric, "reference": task.reference, "n_steps": steps}
+    return {
+        "none": pruners.NopPruner,
+        "PredictorPruner": lambda: PredictorPruner(predictor, task=task.features, **told),
+        "PredictorPruner, threshold 0.2": lambda: PredictorPruner(predictor, task=task.features, threshold=0.2, **told),
+        "MedianPruner": pruners.MedianPruner,
+        "HyperbandPruner": lambda: pruners.HyperbandPruner(min_resource=1, max_resource=steps),
+        "SuccessiveHalvingPruner": pruners.SuccessiveHalvingPruner,
+    }
+
+
+def replay(task: MetaTask, pruner: pruners.BasePruner, trials: int, seed: int) -> dict[str, float]:
+    """One study."""
+    rows = {task.space.key(config): row for row, config in enumerate(task.configs)}
+    sign = 1.0 if task.direction == "maximize" else -1.0
+    ends = sign * task.final
+    fractions = np.diff(task.fractions, prepend=0.0)
+    best, used, pruned, wrong = -math.inf, 0.0, 0, 0
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal best, used, pruned, wrong
+        row = rows[task.space.key(task.space.ask(trial))]
+        for step, value in enumerate(task.curves[row, :-1]):
+            used += fractions[step]
+            trial.report(float(value), step)
+            if trial.should_prune():
+                pruned += 1
+                wrong += bool(ends[row] > best)
+                raise optuna.TrialPruned
+        used += fractions[-1]
+        best = max(best, ends[row]) if math.isfinite(ends[row]) else best
+        return float(task.final[row])
+
+    sampler = optuna.samplers.RandomSampler(seed=seed)
+    optuna.create_study(direction=task.direction, sampler=sampler, pruner=pruner).optimize(objective, n_trials=trials)
+    top, bottom = np.nanmax(ends), np.nanmin(ends)
+    regret = (top - max(best, bottom)) / (top - bottom)
+    return {
+        "budget": used / trials,
+        "pruned": pruned / trials,
+        "wrong": wrong / max(pruned, 1),
+        "regret": float(regret),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", type=Path, required=True, help="what `metafast hpo collect` has collected")
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    tasks = load_tasks(options.table)
+    predictor = Predictor().fit(tasks)
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for task in tasks:
+        for name, make in methods(predictor.without(task.dataset), task).items():
+            studies = [replay(task, make(), options.trials, seed) for seed in range(options.seeds)]
+            found.setdefault(name, {})[task.name] = studies
+    summary = {}
+    for name, by_task in found.items():
+        means = np.array([np.mean([[s[m] for m in MEASURES] for s in studies], axis=0) for studies in by_task.values()])
+        half = 1.96 * means.std(0, ddof=1) / math.sqrt(len(means))
+        summary[name] = {m: [float(means[:, i].mean()), float(half[i])] for i, m in enumerate(MEASURES)}
+        print(f"{name:32}", *(f"{m} {value:.3f} ± {around:.3f}" for m, (value, around) in summary[name].items()))
+    settings = {"trials": options.trials, "seeds": options.seeds, "tasks": [task.name for task in tasks]}
+    content = {"provenance": provenance("hpo pruning", "optuna"), "settings": settings, "summary": summary}
+    write_results(options.output, {**content, "studies": found})
+
+
+if __name__ == "__main__":
+    main()
