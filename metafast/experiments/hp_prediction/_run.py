@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metafast.experiments._running import Begin, Row, check_settings, run_stages
+from metafast.experiments._running import Begin, OtherSettingsError, Row, check_settings, run_stages
 from metafast.experiments.hp_prediction import _predictors
 from metafast.experiments.hp_prediction._measures import LEVELS
 from metafast.experiments.hp_prediction._methods import METHODS, OURS
@@ -25,11 +25,15 @@ def check_folder(plan: Plan, output: Path) -> None:
     Raises:
         OtherSettingsError: another recipe, seed, or other collected tasks.
     """
-    made = {}
+    check_settings({"recipe": asdict(plan.recipe), "seed": plan.seed}, output)
     for name in plan.names:
         known = tables(name, plan.table)
-        made[f"tables of {name}"] = {"name": f"{len(known)} tasks", "digest": digest(known)}
-    check_settings({"recipe": asdict(plan.recipe), "seed": plan.seed, **made}, output)
+        folder = output / "tables" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            check_settings({"tables": {"name": f"{len(known)} tasks", "digest": digest(known)}}, folder)
+        except OtherSettingsError as error:
+            raise OtherSettingsError(f"{TITLES[name]}: {error}") from None
 
 
 def run(plan: Plan, output: Path, jobs: int, begin: Begin[Search]) -> dict[str, Row]:
