@@ -56,5 +56,7 @@ def run(output: Path, names: list[str], hub: bool, seed: int, workers: int) -> N
     except KeyboardInterrupt:
         say(f"\nInterrupted. Nothing is lost; the same command goes on: --output {output}")
         raise typer.Exit(130) from None
+    except RuntimeError as error:  # another process writes one of the records
+        raise typer.BadParameter(str(error), param_hint="--output") from None
     count = pack_tasks(output, output / FILE)
     say(f"Wrote {output / FILE}: {count} tasks of 486 configurations. Learn from it: metafast hpo fit --table {output}")
