@@ -148,11 +148,15 @@ def _rows(run: Run) -> list[Row]:
 def facts(known: Sequence[Table]) -> Row:
     """What the report says about a suite."""
     sizes = sorted({len(table.merit) for table in known})
+    epochs = [table.epochs for table in known if table.epochs is not None]
     return {
         "tasks": len(known),
         "datasets": len({table.task.dataset for table in known}),
         "configurations": sizes if len(sizes) > 1 else sizes[0],
         "metrics": sorted({table.task.metric for table in known}),
+        "trainings": sum(len(table.merit) for table in known) / len(known),
+        "epochs": sum(epochs) / len(epochs) if epochs else None,
+        "grid_seconds": sum(float(table.seconds.sum()) for table in known) / len(known),
         "timed": all(table.timed for table in known),
         "tested": all(table.test is not None for table in known),
         "near": sum(float(table.near.mean()) for table in known) / len(known),

@@ -24,10 +24,8 @@ DRAWN = (OURS, "random", "rgpe", "gp", "tpe", "zero_shot", "gp_table", "meta_tpe
 def table(results: Results, name: str) -> Table:
     """One suite for the terminal."""
     facts = results["suites"][name]
-    made = Table(
-        title=f"{facts['title']} ({facts['tasks']} tasks, {facts['datasets']} data sets): mean regret after so many runs",
-        title_justify="left",
-    )
+    size = f"{facts['tasks']} tasks, {facts['datasets']} data sets"
+    made = Table(title=f"{facts['title']} ({size}): mean regret after so many runs", title_justify="left")
     made.add_column("method", no_wrap=True)
     looks = _looks(results, name)
     for runs in looks:
@@ -186,10 +184,13 @@ def _section(results: Results, name: str, facts: Mapping[str, Any], pictures: li
             tests,
         ),
     ]
+    epochs = f", of {facts['epochs']:g} epochs on average" if facts["epochs"] else ""
+    cost = f" and {facts['grid_seconds']:,.0f} seconds" if facts["timed"] else ""
     return (
         f"<h2>{html.escape(facts['title'])}</h2><p>{facts['tasks']} tasks of {facts['datasets']} data sets, "
         f"{html.escape(str(facts['configurations']))} configurations each; metrics: "
-        f"{html.escape(', '.join(facts['metrics']))}. A data set is left out with all of its tasks.</p>"
+        f"{html.escape(', '.join(facts['metrics']))}. A data set is left out with all of its tasks. "
+        f"The grid, whose best is regret 0, costs {facts['trainings']:,.0f} trainings{epochs}{cost} for each task.</p>"
         f"{''.join(made)}{''.join(pictures)}"
     )
 
