@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from metafast.cli import build_app
 from metafast.hpo import _grid_data, _grid_tasks, batched_train, load_tasks, pack_tasks
 from metafast.hpo._collect import cells, collect, features_of, grid, is_done
 from metafast.runs import Run
@@ -152,3 +154,26 @@ def test_read_speech_and_hub_series_from_local_files(tmp_path, monkeypatch):
     datasets.Dataset.from_list(loads).to_parquet(tmp_path / "electricity" / "train.parquet")
     series = next(t for t in _grid_tasks.hub_tasks() if t.name == "electricity/lstm").parts()
     assert series.train.inputs.shape == (600, 24) and series.train.targets.shape == (600, 6)
+
+
+def test_the_command_collects_packs_and_goes_on(toy, tmp_path, monkeypatch):
+    from metafast.cli import _hpo_collect
+
+    for name, value in (("grid_tasks", grid_case.tasks), ("hub_tasks", list), ("GRID", grid_case.GRID)):
+        monkeypatch.setattr(_hpo_collect, name, value)
+    runner = CliRunner()
+    call = ["hpo", "collect", "--output", str(tmp_path), "--workers", "1"]
+    first = runner.invoke(build_app("hpo"), [*call, "--task", "toy0/mlp"])
+    assert first.exit_code == 0 and "1 tasks" in first.output and len(load_tasks(tmp_path / "tasks.safetensors")) == 1
+    second = runner.invoke(build_app("hpo"), call)
+    assert second.exit_code == 0 and "2 of 4 programs done before" in second.output
+    assert len(load_tasks(tmp_path / "tasks.safetensors")) == 2
+    for more, message in ((["--task", "toy7/mlp"], "there is no task toy7/mlp"), (["--seed", "1"], "seed")):
+        wrong = runner.invoke(build_app("hpo"), [*call, *more])
+        assert wrong.exit_code == 2 and message in " ".join(wrong.output.split())
+    cell = cells(grid_case.tasks(), 0)[0]
+    held = Run.resume(tmp_path / cell.folder)  # as another collection that is at it
+    held.restore(rng=False)
+    busy = runner.invoke(build_app("hpo"), call)
+    held.close()
+    assert busy.exit_code == 2 and "being written by another process" in " ".join(busy.output.replace("│", " ").split())
