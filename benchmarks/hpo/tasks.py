@@ -57,7 +57,7 @@ def table(val: Sequence[MetaTask], test: Sequence[MetaTask]) -> str:
     count = sum(len(task.configs) for task in val)
     lines += [
         "",
-        f"{len(val)} tasks, {count:,} trainings, {total / 3600:.2f} hours of CPU time. The configuration that is best on "
+        f"{len(val)} tasks, {count:,} trainings, {total / 3600:.2f} hours of CPU time. The configuration best on "
         f"test data is within 5 % of the best validation score in {sum(hits)} of {len(val)}.",
     ]
     return "\n".join(lines)
