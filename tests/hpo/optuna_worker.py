@@ -1,7 +1,12 @@
-"""One of several workers on a study: `python -m tests.hpo.optuna_worker STORAGE TRIALS SEED`."""
+"""One of several workers on a study: `python -m tests.hpo.optuna_worker STORAGE TRIALS SEED [FOLDER WORKERS]`.
 
+With a folder it begins when as many workers have left a file there.
+"""
+
+import os
 import sys
 import time
+from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
@@ -38,4 +43,11 @@ def objective(trial):
 
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study_of(sys.argv[1], int(sys.argv[3])).optimize(objective, n_trials=int(sys.argv[2]))
+    place, trials, seed, *others = sys.argv[1:]
+    study = study_of(place, int(seed))
+    if others:
+        folder, workers = Path(others[0]), int(others[1])
+        (folder / f"{os.getpid()}.here").touch()
+        while len(list(folder.glob("*.here"))) < workers:
+            time.sleep(0.02)
+    study.optimize(objective, n_trials=int(trials))

@@ -161,9 +161,15 @@ def test_running_trials_are_believed_to_end_as_expected():
 
 @pytest.mark.parametrize("fallback", ["gp", "tpe"])
 def test_a_task_unlike_all_others_goes_to_optuna(fallback, caplog):
+    trials, line = (13 if fallback == "tpe" else 7), Space(lr=FloatRange(0.0, 1.0))
     with caplog.at_level(logging.WARNING):
-        study = study_of(StandIn("random"), trials=13, fallback=fallback, space=Space(lr=FloatRange(0.0, 1.0)),
-                         objective=lambda trial: trial.suggest_float("lr", 0.0, 1.0))  # fmt: skip
+        study = study_of(
+            StandIn("random"),
+            trials=trials,
+            fallback=fallback,
+            space=line,
+            objective=lambda trial: trial.suggest_float("lr", 0.0, 1.0),
+        )
     said = [record.message for record in caplog.records if record.name.startswith("metafast")]
     name = "GPSampler" if fallback == "gp" else "TPESampler"
     assert said == [f"PredictorSampler: by a stand-in: Optuna's {name} decides"]
