@@ -52,7 +52,15 @@ class Arguments:
     def told(self, study: Study) -> dict[str, Any]:
         """Keywords of the predictor's methods; ValueError where the metric is the wrong way round."""
         direction = study.direction.name.lower()
-        names = study.metric_names
+        names = _metric_names(study)
         metric = self.metric or (names[0] if names else "accuracy" if direction == "maximize" else "loss")
         check_direction(metric, direction, "create the study with the other direction, or name the metric: metric=…")
         return {"features": self.task, "metric": metric, "direction": direction, "reference": self.reference}
+
+
+def _metric_names(study: Study) -> list[str] | None:
+    try:
+        return study.metric_names
+    except AttributeError:  # the part of a study that Hyperband shows to samplers
+        names: list[str] | None = study._storage.get_study_system_attrs(study._study_id).get("study:metric_names")
+        return names

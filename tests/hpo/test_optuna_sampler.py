@@ -230,6 +230,24 @@ def test_enqueued_and_partly_fixed_trials():
     assert study.trials[-1].params["optimizer"] == "adam"
 
 
+def test_hyperband_shows_the_sampler_a_part_of_the_study():
+    def objective(trial):
+        config = SPACE.ask(trial)
+        for step in range(1, 10):
+            trial.report(value(config) * step / 9, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value(config)
+
+    for space in (SPACE, None):
+        study = study_of(predictor := StandIn(), space=space)
+        with pytest.warns(optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names(["f1"])
+        study.pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+        study.optimize(objective, n_trials=12)
+        assert len(study.trials) == 12 and all(asked["metric"] == "f1" for asked in predictor.asked)
+
+
 def test_a_pickled_sampler_goes_on():
     study = study_of(StandIn(), trials=3)
     study.sampler = pickle.loads(pickle.dumps(study.sampler))
