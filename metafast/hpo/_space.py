@@ -151,7 +151,10 @@ class Space:
     def units(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Where the values of a configuration lie: numbers in [0, 1] on their scale, the index of a choice of names."""
         scales = self.scales
-        return {name: scales[name].unit(value) for name, value in config.items()}
+        try:
+            return {name: scales[name].unit(value) for name, value in config.items()}
+        except KeyError as error:
+            raise ValueError(f"the configuration has {error}, not in the space: it has {list(scales)}") from None
 
     def key(self, config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
         """What equal configurations have in common: hashable, whatever the values are."""

@@ -125,6 +125,10 @@ def test_values_are_checked():
             space.check({**good, **change})
     with pytest.raises(ValueError, match=r"has \['z'\], not in the space: it has \['b', 'n', 'f'\]"):
         space.check({**good, "z": 1})
+    with pytest.raises(ValueError, match=r"has 'z', not in the space: it has \['b', 'n', 'f'\]"):
+        space.units({"z": 1})
+    with pytest.raises(ValueError, match=r"'y' is none of \[True, 'x'\]"):
+        space.units({"b": "y"})
     with pytest.raises(TypeError, match="must be a mapping of names to values, got list"):
         space.check([1])
 
