@@ -16,6 +16,7 @@ from metafast.runs import Run, list_runs
 
 INNER = "hyperparameters"  # key of a record's config that holds them, where they are not the config itself
 
+FRACTION, SECONDS = "fraction", "seconds"  # metrics that say how far a training had come, and what it had cost
 STOPPED = "pruned"  # tag of runs that were stopped because they were hopeless
 
 
@@ -33,8 +34,8 @@ def task_of_runs(
 ) -> MetaTask:
     """Run records of one task as a task to learn from: finished runs with their curves, and failed ones.
 
-    Runs that are in progress, were killed, or have the tag "pruned" are left out; those of one configuration (other
-    seeds) are averaged.
+    Runs that are in progress, were killed, or have the tag "pruned" are left out, and so are those whose logged
+    "fraction" of the budget ends below 1; those of one configuration (other seeds) are averaged.
 
     Args:
         source: a folder of records, or records.
@@ -79,19 +80,22 @@ def task_of_runs(
         raise ValueError(
             f"{what} has no metric {metric!r}; logged: {sorted({n for run, _ in ended for n in run.metrics})}"
         )
-    ends = [curve[-1][0] for (_, status), curve in zip(ended, curves, strict=True) if curve and status == "finished"]
+    ends = [curve[-1][0] for (run, status), curve in zip(ended, curves, strict=True)
+            if curve and status == "finished" and FRACTION not in run.metrics]  # fmt: skip
     longest = steps or max(ends, default=1)
     configs = [_config(run, space, what) for run, _ in ended]
     space = space or space_of(configs, what)
     rows = []
     for (run, status), curve, config in zip(ended, curves, configs, strict=True):
-        points = [(min(max(step, 1) / longest, 1.0), value) for step, value in curve]
+        told = FRACTION in run.metrics
+        points = [(min(step if told else max(step, 1) / longest, 1.0), value) for step, value in curve]
         if status == "failed" or not points:
             points.append((1.0, math.nan))
+        elif told and points[-1][0] < 1:
+            continue  # a part of the budget, as planned: nobody knows how it would have ended
         else:
             points[-1] = (1.0, points[-1][1])
-        seconds = run.cost["seconds"] if status == "finished" else math.nan
-        rows.append(Row({key: config[key] for key in space.dimensions if key in config}, points, seconds))
+        rows.append(Row({key: config[key] for key in space.dimensions if key in config}, points, _seconds(run, status)))
     if isinstance(source, str | os.PathLike):
         name = name or Path(source).resolve().name
     return task_of_rows(
@@ -119,11 +123,24 @@ def _runs(source: Any) -> tuple[list[Run], str]:
     raise TypeError(f"expected a folder of run records or a list of them, got {type(source).__name__}")
 
 
-def _curve(run: Run, metric: str) -> list[tuple[int, float]]:
+def _curve(run: Run, metric: str) -> list[tuple[float, float]]:
+    """Fractions of the budget, where they were logged, or steps, and the metric."""
     if metric not in run.metrics:
         return []
     steps, values = run.curve(metric)
+    if FRACTION in run.metrics:
+        fractions = dict(zip(*(part.tolist() for part in run.curve(FRACTION)), strict=True))
+        return [
+            (fractions[step], v) for step, v in zip(steps.tolist(), values.tolist(), strict=True) if step in fractions
+        ]
     return list(zip(steps.tolist(), values.tolist(), strict=True))
+
+
+def _seconds(run: Run, status: str) -> float:
+    """The cost of a whole training: as it was logged, or the time of the record."""
+    if status != "finished":
+        return math.nan
+    return float(run.curve(SECONDS).values[-1]) if SECONDS in run.metrics else run.cost["seconds"]
 
 
 def _config(run: Run, space: Space | None, what: str) -> Config:

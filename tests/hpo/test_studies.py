@@ -154,6 +154,17 @@ def test_records_with_hyperparameters_of_their_own(tmp_path):
         task_of_runs(tmp_path)
 
 
+def test_records_that_say_what_part_of_the_budget_they_are(tmp_path):
+    for lr, parts in ((0.1, (0.5, 1.0)), (0.2, (0.25, 0.5, 1.0)), (0.3, (0.5,))):
+        with Run.create(tmp_path, config={"hyperparameters": {"lr": lr}, "budget": parts[-1]}) as run:
+            for step, fraction in enumerate(parts, 1):
+                run.log(step=step, accuracy=lr * fraction, fraction=fraction, seconds=60 * fraction)
+    task = task_of_runs(tmp_path)
+    assert [config["lr"] for config in task.configs] == [0.1, 0.2] and task.fractions.tolist() == [0.25, 0.5, 1.0]
+    np.testing.assert_allclose(task.curves, [[0.05, 0.05, 0.1], [0.05, 0.1, 0.2]])
+    assert task.seconds.tolist() == [60.0, 60.0] and task.metric == "accuracy"
+
+
 def test_records_that_teach_nothing(tmp_path):
     with pytest.raises(ValueError, match="is no folder of run records"):
         to_tasks(tmp_path / "nowhere")
