@@ -49,16 +49,16 @@ class Settings:
 
     length: float = 0.3
     smooth: float = 0.02
-    strength: float = 1.2
+    strength: float = 0.8
     new_length: float = 0.14
     local: float = 0.9
     noise: float = 0.02
     novelties: tuple[float, ...] = (0.05, 0.15, 0.5, 1.5)
-    alike: float = 0.7
-    alike_length: float = 1.0
+    alike: float = 0.9
+    alike_length: float = 0.8
     early: float = 2.0
-    trust: float = 1.0
-    portfolio: int = 2
+    trust: float = 1.5
+    portfolio: int = 3
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_suggests_from_files(tmp_path):
     assert made.exit_code == 0, made.output
     found = json.loads(made.output)
     assert 1e-4 <= found["config"]["lr"] <= 0.1 and isinstance(found["config"]["width"], int)
-    assert found["source"] == "model" and found["interval"][0] < found["expected"] < found["interval"][1]
+    assert found["source"] == "portfolio" and found["interval"][0] < found["expected"] < found["interval"][1]
 
 
 @pytest.mark.parametrize(
