@@ -1,7 +1,7 @@
 """Designs of the predictor side by side: `python -m benchmarks.hpo.designs`, minutes to an hour on one core.
 
 Tasks are left out in groups; a design learns the rest and then searches each of them among the configurations of its
-table. Written to benchmarks/results/hpo_designs.json.
+table. Written to benchmarks/results/hpo_designs.json, beside what is there of other designs and tables.
 """
 
 import argparse
@@ -151,12 +151,13 @@ def table(result: dict) -> str:
             held = ", ".join(f"{100 * value:.0f} %" for value in two["coverage"])
             nats = ", ".join(f"{value:.2f}" for value in two["nll"])
             lines.append(f"| {names[name]} | {design} | {regret} | {rank} | {held} | {nats} |")
-    about, made = result["settings"], result["provenance"]
+    made = result["provenance"]
+    trained = ", ".join(f"{value:g} s ({names[key]})" for key, value in result["settings"]["training_seconds"].items())
     lines += [
         "",
-        "Mean normalized regret of the best run; median rank correlation over all configurations; share of the others "
-        "inside the interval; mean negative log density in units of a task's spread. Less regret, fewer nats are better. "
-        f'"taught" is what ships. Networks trained {about["training_seconds"]:g} s of one core per group; commit '
+        "Mean normalized regret of the best run; median rank correlation over all configurations; share of the "
+        "others inside the interval; mean negative log density in units of a task's spread. Less regret, fewer nats are "
+        f'better. "taught" is what ships. Networks trained {trained} of one core for each group of data sets; commit '
         f"{made['commit']}, {made['date'][:10]}, torch {made['versions']['torch']}.",
     ]
     return "\n".join(lines)
@@ -180,7 +181,8 @@ def main() -> None:
     if arguments.page:
         write_page(json.loads(arguments.output.read_text()))
         return
-    result = {"settings": {"training_seconds": arguments.seconds, "runs": RUNS}, "sets": {}}
+    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"settings": {}, "sets": {}}
+    trained = result["settings"].get("training_seconds", {})
     sets = {"svm": (svm_tasks, 5), "taskset": (taskset_tasks, 4)}
     if arguments.table:
         from metafast.hpo import load_tasks
@@ -190,12 +192,16 @@ def main() -> None:
     for name in arguments.sets:
         read, groups = sets[name]
         began = time.perf_counter()
-        result["sets"][name] = compare(read(), arguments.designs, groups, arguments.seconds)
-        for design, measures in result["sets"][name].items():
+        found = compare(read(), arguments.designs, groups, arguments.seconds)
+        if set(arguments.designs) & set(NETWORKS):
+            trained[name] = arguments.seconds
+        rows = {**result["sets"].get(name, {}), **found}
+        result["sets"][name] = {design: rows[design] for design in DESIGNS if design in rows}
+        for design, measures in found.items():
             print(name, design, json.dumps(measures), flush=True)
         print(f"{name}: {time.perf_counter() - began:.0f} s")
-    result["settings"]["model"] = Settings().__dict__
-    write_results(arguments.output, {"provenance": provenance("hpo designs", "scipy"), **result})
+    result["settings"] = {"training_seconds": trained, "runs": RUNS, "model": Settings().__dict__}
+    write_results(arguments.output, {**result, "provenance": provenance("hpo designs", "scipy")})
 
 
 if __name__ == "__main__":
