@@ -317,7 +317,7 @@ class Predictor:
         seed: int = 0,
         progress: Callable[[str], None] | None = None,
     ) -> TuneResult:
-        """Runs a few short trainings, and predicts the best configuration of the space from them.
+        """Runs a few short trainings that known tasks recommend, and says which will be best and what to try next.
 
         Every run is a record in `output`; called again with the same arguments it trains what is missing. A run that
         raises, or ends with a score that is not finite, is information and nothing else.

@@ -1,4 +1,4 @@
-"""`Predictor.tune`: a few runs, then the configuration that is predicted to be best."""
+"""`Predictor.tune`: a few runs, the best of them as a whole training is expected to end, and what to try next."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ from metafast.hpo._trainings import (
     train_batched,
     train_pool,
 )
-from metafast.hpo._types import Config, Observation
+from metafast.hpo._types import Config, Observation, Suggestion
 
 if TYPE_CHECKING:
     from metafast.hpo._predictor import Predictor
-
-_CANDIDATES = 512
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,14 @@ class TuneResult:
     """What a few runs have told.
 
     Args:
-        best: the configuration that is predicted to be best; it may be one that was not run.
+        best: of the configurations that were run, the one that is expected to end best. (Configurations that were not
+            run may promise more, but replays say that the best of the runs is the better choice: docs/hpo.md.)
         expected: its expected score after a whole training.
         interval: 90 % interval of that score.
         score: what it scored, where it was run to the end of the whole budget; else None.
         observed: all that was measured, partial scores included.
         seconds: cost of the runs.
+        next: the configuration to try next, with what is expected of it.
         reason: how the runs were chosen.
         output: folder of the records.
     """
@@ -55,6 +55,7 @@ class TuneResult:
     score: float | None
     observed: list[Observation]
     seconds: float
+    next: Suggestion
     reason: str
     output: Path
 
@@ -124,7 +125,7 @@ def tune(
     observed = read(root, metric)
     if all(one.failed for one in {space.key(one.config): one for one in observed}.values()):  # the ends of the curves
         raise RuntimeError(f"all {len(configs) + n_more} runs failed; their records are in {root}")
-    pool = _candidates(space, observed, seed)
+    pool = list({space.key(one.config): one.config for one in observed}.values())
     belief = predictor.belief(space, pool, observed, **told)
     best = int(belief.merit.argmax())
     whole = {space.key(one.config): one.score for one in observed if one.fraction == 1.0 and not one.failed}
@@ -133,15 +134,9 @@ def tune(
         costs[space.key(one.config)] = max(costs.get(space.key(one.config), 0.0), one.seconds or 0.0)
     return TuneResult(
         dict(pool[best]), float(belief.mean[best]), (float(belief.low[best]), float(belief.high[best])),
-        whole.get(space.key(pool[best])), observed, sum(costs.values()), reason, root,
+        whole.get(space.key(pool[best])), observed, sum(costs.values()),
+        predictor.suggest(space, observed, **told, seed=seed), reason, root,
     )  # fmt: skip
-
-
-def _candidates(space: Space, observed: list[Observation], seed: int) -> list[Config]:
-    pool = space.candidates(np.random.default_rng(seed), _CANDIDATES)
-    known = {space.key(config) for config in pool}
-    tried = {space.key(one.config): one.config for one in observed}
-    return pool + [config for key, config in tried.items() if key not in known]
 
 
 def _score(

@@ -76,7 +76,8 @@ def test_a_function_is_run_and_the_best_is_predicted(predictor, tmp_path):
 
     result = predictor.tune(train, SPACE, 4, output=tmp_path / "runs")
     assert len(calls) == 4 == len({json.dumps(c, sort_keys=True) for c in calls})
-    assert result.best["lr"] == 0.01 and result.best["width"] == 16
+    assert result.best == max(calls, key=quadratic) and result.best["lr"] == 0.01
+    assert result.next.config not in calls and result.next.source == "model"
     assert result.interval[0] < result.expected < result.interval[1]
     assert result.expected == pytest.approx(quadratic(result.best), abs=0.05)
     assert "portfolio" in result.reason and len(result.observed) == 4
@@ -119,8 +120,9 @@ def test_regression_and_own_metrics_have_their_direction(predictor):
     pair = (X, X[:, :2])
     task = BatchedTask(lambda c: nn.Linear(6, 2), pair, pair, epochs=20, loss="mse")
     result = predictor.tune(task, SPACE, 5)
-    finals = {one.score for one in result.observed if one.fraction == 1.0}
-    assert result.best["lr"] in (0.01, 0.1) and result.expected < max(finals)
+    finals = {one.score: one.config for one in result.observed if one.fraction == 1.0}
+    assert result.best == finals[min(finals)] and result.best["lr"] in (0.01, 0.1)
+    assert result.interval[0] < min(finals) < result.interval[1]
     with pytest.raises(ValueError, match="metric must be given"):
         predictor.tune(batched(metric=lambda out, y: 0.0), SPACE, 2)
     with pytest.raises(ValueError, match="which way round is 'mine'"):
