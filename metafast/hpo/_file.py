@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from metafast._files import Kind
 from metafast.hpo._encode import Axis
 from metafast.hpo._known import Family, Known
 from metafast.hpo._scores import Scores
 from metafast.hpo._surrogate import Settings, Surrogate
-from metafast.runs._checkpoint import replace_file
 
-FORMAT = "metafast.hpo.Predictor"
-VERSION = 1
+KIND = Kind(
+    "metafast.hpo.Predictor",
+    1,
+    "predictor",
+    where="the shipped one is Predictor.load('default')",
+    maker="Predictor.save",
+    anew="make it anew with `metafast hpo fit`",
+)
 _PARTS = ("fractions", "curves", "costs")
 
 
@@ -39,15 +42,12 @@ def write(surrogate: Surrogate, record: Mapping[str, Any], path: str | os.PathLi
         families.append({"axes": axes, "tasks": [_described(task) for task in family.tasks]})
     tensors = {name: np.ascontiguousarray(part) for name, part in tensors.items()}  # else they are written wrongly
     about = {
-        "format": FORMAT,
-        "version": VERSION,
         "settings": asdict(surrogate.settings),
         "families": families,
         "record": dict(record),
         "checksum": checksum(tensors),
     }
-    metadata = {"metafast": json.dumps(about, allow_nan=False)}
-    replace_file(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
+    KIND.write(save_file, tensors, about, path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Surrogate, dict[str, Any]]:
@@ -57,30 +57,15 @@ def read(path: str | os.PathLike[str]) -> tuple[Surrogate, dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: damaged, of another version, or incomplete.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no predictor at {file}; the shipped one is Predictor.load('default')")
-    try:
-        with safe_open(file, framework="np") as opened:
-            about = json.loads((opened.metadata() or {}).get("metafast", "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"{file} holds no predictor; one is made by Predictor.save")
-    if about.get("version") != VERSION:
-        raise ValueError(
-            f"{file} has version {about.get('version')!r} of the format, this metafast reads {VERSION}: make it anew "
-            "with `metafast hpo fit`, or install the metafast that made it"
-        )
+    about, tensors = KIND.read(path, "np")
     if about.get("checksum") != checksum(tensors):
-        raise ValueError(f"{file} is damaged: its tensors do not have the checksum that was written with them")
+        raise ValueError(f"{path} is damaged: its tensors do not have the checksum that was written with them")
     try:
         settings = Settings(**{**about["settings"], "novelties": tuple(about["settings"]["novelties"])})
         families = [_family(number, described, tensors) for number, described in enumerate(about["families"])]
         return Surrogate(families, settings), dict(about["record"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is incomplete: {error!r}") from error
+        raise ValueError(f"{path} is incomplete: {error!r}") from error
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> str:

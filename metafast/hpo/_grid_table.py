@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from metafast._files import Kind
 from metafast.hpo._collect import DONE, FEATURES, grid
 from metafast.hpo._grid_tasks import GRID, POINTS
 from metafast.hpo._space import Space
 from metafast.hpo._types import Config, MetaTask
 from metafast.runs import Run
 
-FORMAT = "metafast.hpo.tasks/1"
+KIND = Kind(
+    "metafast.hpo.tasks",
+    1,
+    "collected tasks",
+    where="`metafast hpo collect` makes them",
+    maker="metafast hpo collect",
+    anew="collect them anew with `metafast hpo collect`",
+)
 KINDS = ("val", "test")
 ABOUT = ("dataset", "metric", "direction", "reference", "epochs", "examples")
 
@@ -68,11 +75,8 @@ def pack_tasks(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> 
     if not found:
         raise ValueError(f"folder {str(folder)!r} holds no task whose grid is whole")
     arrays = {f"{name}.{key}": value for name, (_, values) in found.items() for key, value in values.items()}
-    metas = {name: meta for name, (meta, _) in found.items()}
-    about = {"format": FORMAT, "grid": json.dumps(GRID), "tasks": json.dumps(metas)}
-    temporary = Path(file).with_name(f".{Path(file).name}.tmp")
-    save_file(arrays, temporary, metadata=about)
-    os.replace(temporary, file)
+    about = {"grid": GRID, "tasks": {name: meta for name, (meta, _) in found.items()}}
+    KIND.write(save_file, arrays, about, file)
     return len(found)
 
 
@@ -80,18 +84,11 @@ Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def _from_file(file: Path) -> dict[str, Found]:
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            about = opened.metadata() or {}
-            arrays = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read as a safetensors file: {error}") from error
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{file} must be of format {FORMAT!r}, got {about.get('format')!r}")
-    if json.loads(about["grid"]) != GRID:
-        raise ValueError(f"{file} is of another grid, {about['grid']}; collect it anew")
+    about, arrays = KIND.read(file, "np")
+    if about["grid"] != GRID:
+        raise ValueError(f"{file} is of another grid, {about['grid']}; {KIND.anew}")
     found: dict[str, Found] = {}
-    for name, meta in json.loads(about["tasks"]).items():
+    for name, meta in about["tasks"].items():
         found[name] = meta, {key: arrays[f"{name}.{key}"] for key in ("curves", "test", "seconds")}
     return found
 

@@ -85,7 +85,7 @@ def test_wrong_places_and_files(toy, tmp_path):
     with pytest.raises(ValueError, match="no task whose grid is whole"):
         pack_tasks(tmp_path, tmp_path / "x.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is damaged, or no safetensors file"):
         load_tasks(tmp_path / "bad.safetensors")
 
 
