@@ -156,9 +156,10 @@ def table(result: dict) -> str:
     lines += [
         "",
         "Mean normalized regret of the best run; median rank correlation over all configurations; share of the "
-        "others inside the interval; mean negative log density in units of a task's spread. Less regret, fewer nats are "
-        f'better. "taught" is what ships. Networks trained {trained} of one core for each group of data sets; commit '
-        f"{made['commit']}, {made['date'][:10]}, torch {made['versions']['torch']}.",
+        "others inside the interval; mean negative log density in units of a task's spread. Less regret and fewer "
+        'nats are better. "taught" is what ships. '
+        f"Networks trained {trained} of one core for each group of data sets; "
+        f"commit {made['commit']}, {made['date'][:10]}, torch {made['versions']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -172,7 +173,7 @@ def write_page(result: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, help="a collected table too")
-    parser.add_argument("--sets", nargs="+", default=["svm", "taskset"])
+    parser.add_argument("--sets", nargs="*", default=["svm", "taskset"])
     parser.add_argument("--designs", nargs="+", default=DESIGNS)
     parser.add_argument("--seconds", type=float, default=60, help="of training of each network")
     parser.add_argument("--output", type=Path, default=RESULTS)

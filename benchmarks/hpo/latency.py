@@ -11,7 +11,9 @@ from benchmarks.provenance import provenance, write_results
 from metafast.hpo import Observation, Predictor, synthetic_tasks
 from metafast.hpo._predictor import SHIPPED
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "hpo_latency.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "hpo_latency.json"
+PAGE = ROOT / "docs" / "hpo-model.md"
 REPEATS = 15
 
 
@@ -48,7 +50,30 @@ def main() -> None:
     numbers += sum(family.codes.size for family in predictor._surrogate.families)
     size = {"bytes": os.path.getsize(path), "numbers": numbers, "tasks": len(tasks), "load_ms": round(1e3 * loading, 1)}
     print(size)
-    write_results(RESULTS, {"provenance": provenance("hpo latency"), "candidates": 486, "calls": found, "file": size})
+    result = {"provenance": provenance("hpo latency"), "candidates": 486, "calls": found, "file": size}
+    write_results(RESULTS, result)
+    write_page(result)
+
+
+def write_page(result: dict) -> None:
+    made, size = result["provenance"], result["file"]
+    rows = []
+    for name, call in result["calls"].items():
+        method, _, count = name.partition(", ")
+        rows.append(f"| `{method}`, {count} | {call['median_ms']:.0f} ms | {call['max_ms']:.0f} ms |")
+    text = "\n".join(
+        [
+            "| 486 candidates | median | longest |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"CPU time on one core ({made['machine']['cpu']}), commit {made['commit']}. The shipped file has "
+            f"{size['tasks']} tasks, {size['numbers']:,} numbers and {size['bytes'] / 1e6:.2f} MB.",
+        ]
+    )
+    before, _, rest = PAGE.read_text().partition("<!-- latency -->\n")
+    _, _, after = rest.partition("<!-- end of latency -->")
+    PAGE.write_text(f"{before}<!-- latency -->\n{text}\n<!-- end of latency -->{after}")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class Predictor:
                 mixture, _ = self._surrogate.believe(query)
             source = "model"
             costs = log_seconds(self._surrogate, query, measured)[0][n:] if per_cost else None
-            chosen = int(worth(_part(mixture, n), _best(query, mixture), costs).argmax())
+            chosen = int(worth(_part(mixture, n), self._best(query), costs).argmax())
             reason = "highest expected improvement" + (" for its cost" if per_cost else "")
         costs, level = log_seconds(self._surrogate, query, measured)
         row = [n + chosen]
@@ -259,6 +259,17 @@ class Predictor:
         )
         interval = float(one.low[0]), float(one.high[0])
         return Suggestion(dict(pool[chosen]), float(one.mean[0]), interval, float(one.seconds[0]), source, reason)
+
+    def _best(self, query: Query) -> float:
+        """What is to be improved on: the best end of a whole run; of parts, what the best of them promises."""
+        n = len(query.observed)
+        whole = query.observed[query.fractions[:n] == 1.0]
+        if len(whole):
+            return float(whole.max())
+        codes = np.concatenate([query.codes[:n], query.codes[:n]])
+        fractions = np.concatenate([query.fractions[:n], np.ones(n)])
+        ends, _ = self._surrogate.believe(replace(query, codes=codes, fractions=fractions))
+        return float(ends.mean[n:].max())
 
     def initial(
         self,
@@ -440,10 +451,3 @@ def _kept(values: np.ndarray) -> np.ndarray:
     best = np.argsort(-values, kind="stable")[: MOST_OBSERVED // 2]
     latest = [row for row in range(len(values) - 1, -1, -1) if row not in set(best.tolist())]
     return np.sort(np.concatenate([best, latest[: MOST_OBSERVED - len(best)]]))
-
-
-def _best(query: Query, mixture: Mixture) -> float:
-    """What is to be improved on: the best end of a whole run, or what the best part of one promises."""
-    n = len(query.observed)
-    whole = query.observed[query.fractions[:n] == 1.0]
-    return float(whole.max()) if len(whole) else float(mixture.mean[:n].max())

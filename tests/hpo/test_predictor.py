@@ -81,6 +81,16 @@ def test_the_start_of_a_curve_tells_of_its_end():
     assert spearmanr(early.merit, np.nan_to_num(task.final))[0] > 0.6
 
 
+def test_searches_with_parts_of_runs():
+    task, observed = new_task(), []
+    for _ in range(6):
+        found = predictor().suggest(task.space, observed, candidates=task.configs, **about(task))
+        observed += runs(task, [task.configs.index(found.config)], 0.25)
+    assert found.source == "model"
+    best = predictor().belief(task.space, [run.config for run in observed], observed, **about(task)).merit.argmax()
+    assert task.final[task.configs.index(observed[best].config)] > 0.9 * np.nanmax(task.final)
+
+
 def test_costs_follow_what_was_measured():
     task = new_task()
     belief = predictor().belief(task.space, task.configs, runs(task, [0, 100, 300, 485]), **about(task))

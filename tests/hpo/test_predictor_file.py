@@ -1,6 +1,7 @@
 """Predictors on disk: loaded whole or refused whole."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -28,6 +29,21 @@ def test_the_shipped_one_is_small_and_knows_something():
     from metafast.hpo import _predictor
 
     assert (_predictor.SHIPPED / "default.safetensors").stat().st_size < 10e6
+
+
+def test_the_shipped_one_is_fast():
+    shipped, task = Predictor.load("default"), new_task()
+    known = [
+        part for family in shipped._surrogate.families for part in (family.codes, *(t.curves for t in family.tasks))
+    ]
+    assert sum(part.size for part in known) < 2e6
+    observed, times = runs(task, range(0, 500, 20)), []
+    for _ in range(8):
+        began = time.process_time()
+        shipped.belief(task.space, task.configs, observed, **about(task))
+        times.append(time.process_time() - began)
+    assert len(task.configs) == 486 and len(observed) == 25
+    assert min(times) < 0.05
 
 
 def _change(path, tensors=None, **about):
