@@ -15,7 +15,7 @@ import typer
 COMMANDS = {
     "demo": "Train a small CNN from seven starting learning rates and compare what adapts with what does not.",
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
-    "hpo": "Predict hyperparameters from a few runs: collect, fit, suggest.",
+    "hpo": "Predict hyperparameters from a few runs: collect, fit, suggest, compare.",
     "maml": "Meta-train, test and use few-shot learners: train, eval, adapt, transfer.",
     "run": "Run an experiment: online-tuning, lr-adaptation, hp-prediction.",
     "schedule": "Train and show controllers of the learning rate: meta-train, show.",
