@@ -107,7 +107,7 @@ class Surrogate:
         return Surrogate(kept, self.settings)
 
     def believe(self, query: Query, *, blank: bool = False) -> tuple[Mixture, float]:
-        """Beliefs at all points, and the log density of what was observed.
+        """Beliefs at all points, and the log density of what was observed, given the reference.
 
         Args:
             query: the points.
@@ -129,6 +129,8 @@ class Surrogate:
             joint = self._with_reference(joint, made[0], weights, told)
             observed, first = np.concatenate([[query.reference], observed]), 1
         mixture, evidence = condition(joint, grid, observed, self.settings.noise, self.settings.trust)
+        if first:
+            evidence -= condition(_first_alone(joint), grid, observed[:1], self.settings.noise)[1]
         return Mixture(mixture.weights, mixture.means[:, first:], mixture.variances[:, first:]), evidence
 
     def values(self, query: Query) -> tuple[list[Known], np.ndarray, np.ndarray]:
@@ -281,6 +283,11 @@ class Surrogate:
             np.exp(middle + sigma * steps), weigh / weigh.sum(), novelties, np.full(len(novelties), 1 / len(novelties)),
             centre, wide,
         )  # fmt: skip
+
+
+def _first_alone(joint: Joint) -> Joint:
+    known, new = joint.known[:1, :1], joint.new[:1, :1]
+    return Joint(joint.mean[:1], known, new, joint.known_variance[:1], joint.new_variance[:1], joint.noise[:1])
 
 
 def recoded(own: Mapping[str, Axis], other: Mapping[str, Axis], shared: Sequence[str], codes: np.ndarray) -> np.ndarray:

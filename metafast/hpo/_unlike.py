@@ -5,8 +5,8 @@ from __future__ import annotations
 from metafast.hpo._surrogate import Query, Surrogate
 
 LEAST_SHARED = 0.34  # of a space's hyperparameters that some known task has
-MISFIT = 3.0  # log odds of nothing known against all that is known, from which on the latter is given up
-FEWEST = 3  # observations that can speak against what is known
+MISFIT = 6.0  # log odds of nothing known against all that is known, from which on the latter is given up
+FEWEST = 5  # observations that can speak against what is known
 
 
 def unlike(surrogate: Surrogate, query: Query, evidence: float) -> str | None:
