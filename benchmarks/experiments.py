@@ -48,6 +48,18 @@ def _hp_prediction(found: dict[str, Any], folder: Path, stem: Path) -> list[Path
     return made
 
 
+def _mean_regrets(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Task to method to the mean regret over seeds at each look, as one text: thousands of searches fit a file."""
+    groups: dict[tuple[str, str], list[list[float]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["method"]), []).append(row["found"])
+    made: dict[str, dict[str, str]] = {}
+    for (task, method), found in groups.items():
+        means = [sum(column) / len(column) for column in zip(*found, strict=True)]
+        made.setdefault(task, {})[method] = " ".join(f"{mean:.4f}" for mean in means)
+    return made
+
+
 PICTURES = {"online-tuning": _online_tuning, "lr-adaptation": _lr_adaptation, "hp-prediction": _hp_prediction}
 
 
@@ -58,10 +70,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder")
     options = parser.parse_args(argv)
     found = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
-    long = ("looks",) if options.experiment != "hp-prediction" else ("tried", "course", "found_score", "told_score")
-    for row in [*found["rows"], *found.get("sweep_rows", [])]:
-        for key in long:  # curves stay in the run records: they would be most of the file
-            row.pop(key, None)
+    if options.experiment == "hp-prediction":
+        found["tasks"] = _mean_regrets(found.pop("rows"))
+        for facts in found["suites"].values():
+            facts.pop("points")
+    for row in [*found.get("rows", []), *found.get("sweep_rows", [])]:
+        row.pop("looks", None)  # curves stay in the run records: they would be most of the file
     name = options.experiment.replace("-", "_")
     stem = options.output / name
     write_results(stem.with_suffix(".json"), {**provenance(name), **found})

@@ -68,12 +68,12 @@ REDUCED = Recipe(
     runs=25,
     suites={
         "collected": Suite(),
-        "taskset": Suite(),
-        "svm": Suite(folds=5, without=("ours_cost", "ours_short")),
+        "taskset": Suite(without=("meta_tpe",)),
+        "svm": Suite(folds=5, without=("ours_cost", "ours_short", "meta_tpe")),
     },
     more={**_CHEAP, "meta_tpe": 1},
     about="every task of all three suites; three seeds of the slow methods, five or ten of the quick ones, one of "
-    "those that draw nothing.",
+    "those that draw nothing and of Meta-Learn TPE, which is run on the collected tasks alone.",
 )
 SMOKE = Recipe(
     name="smoke",
