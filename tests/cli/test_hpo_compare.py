@@ -63,7 +63,7 @@ def test_a_study_alone(known, tmp_path):
     result, text = call(*options, "--method", "ours", "--method", "tpe", "--method", "zero_shot")
     assert result.exit_code == 0, result.output
     assert " 5 " in text and " 10 " not in text and "TPE" in text  # no more runs than there are
-    assert "zero-shot list by ranks is left out: there is no other data set to learn from" in text
+    assert "zero-shot list is left out: there is no other data set to learn from" in text
 
 
 @pytest.mark.parametrize(

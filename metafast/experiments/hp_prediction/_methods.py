@@ -43,17 +43,15 @@ class Method:
 OURS = "ours"
 METHODS = {
     OURS: Method("predictor", Predicted, predicts=True, drawn=False),
-    "ours_cost": Method("predictor, cheap runs first", functools.partial(Predicted, per_cost=True), True, drawn=False),
-    "ours_short": Method("predictor, runs cut short", functools.partial(Predicted, short=True), True, drawn=False),
-    "ours_plain": Method(
-        "predictor, without features", functools.partial(Predicted, features=False), True, drawn=False
-    ),
-    "portfolio": Method("predictor, all runs at once", Predicted, True, drawn=False, settings={"portfolio": 10**6}),
-    "zero_shot": Method("zero-shot list by ranks", ZeroShot, drawn=False),
+    "ours_cost": Method("predictor, cheap first", functools.partial(Predicted, per_cost=True), True, drawn=False),
+    "ours_short": Method("predictor, short runs", functools.partial(Predicted, short=True), True, drawn=False),
+    "ours_plain": Method("predictor, no features", functools.partial(Predicted, features=False), True, drawn=False),
+    "portfolio": Method("predictor, all at once", Predicted, True, drawn=False, settings={"portfolio": 10**6}),
+    "zero_shot": Method("zero-shot list", ZeroShot, drawn=False),
     "rgpe": Method("RGPE", RGPE),
-    "meta_tpe": Method("Meta-Learn TPE (OptunaHub)", _optuna.meta_tpe),
+    "meta_tpe": Method("Meta-Learn TPE", _optuna.meta_tpe),
     "gp": Method("GP (Optuna)", _optuna.gp),
-    "gp_table": Method("GP over the candidates", PlainGP),
+    "gp_table": Method("GP over candidates", PlainGP),
     "tpe": Method("TPE (Optuna)", _optuna.tpe),
     "cma_es": Method("CMA-ES (Optuna)", _optuna.cma_es),
     "random": Method("random search", RandomSearch),

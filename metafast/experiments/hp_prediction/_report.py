@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from metafast import plots
@@ -25,19 +26,22 @@ def table(results: Results, name: str) -> Table:
     """One suite for the terminal."""
     facts = results["suites"][name]
     size = f"{facts['tasks']} tasks, {facts['datasets']} data sets"
-    made = Table(title=f"{facts['title']} ({size}): mean regret after so many runs", title_justify="left")
+    made = Table(
+        title=f"{facts['title']} ({size}): mean regret after so many runs",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1),
+    )
     made.add_column("method", no_wrap=True)
     looks = _looks(results, name)
     for runs in looks:
         made.add_column(str(runs), justify="right", no_wrap=True)
     last = max(runs for runs in looks if runs <= 5)
     made.add_column("near*", justify="right", no_wrap=True)
-    made.add_column("ms", justify="right", no_wrap=True)
     for each in _of(results, name):
         cells = [_number(each["found"][k]) for k in looks]
-        slow = f"{1000 * each['thinking'] / max(looks):.0f}"
-        made.add_row(METHODS[each["method"]].title, *cells, _percent(each["near"][last]), slow)
-    made.caption = f"* within 5 % of the grid's best after {last} runs. ms: of the method, per run."
+        made.add_row(METHODS[each["method"]].title, *cells, _percent(each["near"][last]))
+    made.caption = f"* within 5 % of the grid's best after {last} runs"
     made.caption_justify = "left"
     return made
 
