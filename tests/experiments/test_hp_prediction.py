@@ -318,7 +318,7 @@ def judged(rows, size=SIZE):
 
 
 def test_all_aims_reached():
-    rows = rows_with(0.01, "ours") + rows_with(0.001, "ours_short", cost=1e-3)
+    rows = rows_with(0.01, "ours") + rows_with(0.1, "ours_short", cost=1e-5)
     for method, regret in (("random", 0.3), ("tpe", 0.2), ("gp", 0.2), ("gp_table", 0.2), ("rgpe", 0.05)):
         rows += rows_with(regret, method, near=False)
     for suite in ("taskset", "svm"):

@@ -33,7 +33,7 @@ def table(results: Results, name: str) -> Table:
         padding=(0, 1),
     )
     made.add_column("method", no_wrap=True)
-    looks = _looks(results, name)
+    looks = [runs for runs in _looks(results, name) if runs != 1]  # the first run is what would be run first
     for runs in looks:
         made.add_column(str(runs), justify="right", no_wrap=True)
     last = max(runs for runs in looks if runs <= 5)

@@ -174,14 +174,15 @@ def verdicts(found: Sequence[Summary], rows: Sequence[Row], size: Mapping[str, A
     for suite in ("taskset", "svm"):
         if (suite, OURS) in table:
             made += [_against(rows, suite, runs, ("tpe", "gp", "gp_table"), False, True) for runs in looks]
-    grid, trials = short.of_grid.get(5), short.of_trials.get(5)
+    grid, trials = mine.of_grid.get(5), mine.of_trials.get(5)
     made.append(
         Verdict(
             "A recommendation costs at most 1 % of the grid and 10 % of 50 trials at random",
             None if grid is None or trials is None or not judged else grid <= OF_GRID and trials <= OF_TRIALS,
-            f"5 runs cut short: {_percent(grid, 2)} of the grid's seconds and {_percent(trials)} of the trials'; then "
-            f"within 5 % on {_percent(short.near.get(5))} of the tasks. 5 whole runs: "
-            f"{_percent(mine.of_grid.get(5), 2)} and {_percent(mine.of_trials.get(5))}.",
+            f"5 runs: {_percent(grid, 2)} of the grid's seconds and {_percent(trials)} of the trials'. 3 runs: "
+            f"{_percent(mine.of_grid.get(3), 2)} and {_percent(mine.of_trials.get(3))}. 5 runs cut short: "
+            f"{_percent(short.of_grid.get(5), 2)} and {_percent(short.of_trials.get(5))}, with a regret of "
+            f"{_number(short.found.get(5))} and within 5 % on {_percent(short.near.get(5))} of the tasks.",
         )
     )
     made.append(
