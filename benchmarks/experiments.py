@@ -37,8 +37,8 @@ def _lr_adaptation(found: dict[str, Any], folder: Path, stem: Path) -> list[Path
 
 
 def _hp_prediction(found: dict[str, Any], folder: Path, stem: Path) -> list[Path]:
-    """The command's own pictures: regret on all suites, and shares and calibration of each."""
-    names = ["regret", *(f"{suite}_{kind}" for suite in found["suites"] for kind in ("shares", "calibration"))]
+    """The command's own pictures: regret on all suites, and shares and calibration of the first."""
+    names = ["regret", *(f"{next(iter(found['suites']))}_{kind}" for kind in ("shares", "calibration"))]
     made = []
     for name in names:
         source = folder / f"{name}.png"
