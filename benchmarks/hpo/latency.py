@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ def main() -> None:
             Observation(task.configs[row], float(task.final[row]), 1.0, float(task.seconds[row])) for row in rows
         ]
         for name, call in (
-            ("belief", lambda: predictor.belief(task.space, task.configs, observed, reference=0.1)),  # noqa: B023
-            ("suggest", lambda: predictor.suggest(task.space, observed, reference=0.1, fallback="random")),  # noqa: B023
+            ("belief", partial(predictor.belief, task.space, task.configs, observed, reference=0.1)),
+            ("suggest", partial(predictor.suggest, task.space, observed, reference=0.1, fallback="random")),
         ):
             call()
             times = []

@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.convergence.study import RESULTS
+from metafast.experiments.hp_prediction._measures import spearman
+from metafast.experiments.hp_prediction._tables import Table
 from metafast.hpo import MetaTask, load_tasks
 
 FILE = RESULTS / "hpo_tasks.safetensors"
-
-
-def better(task: MetaTask) -> np.ndarray:
-    """Final scores, higher is better, failed ones last."""
-    sign = 1.0 if task.direction == "maximize" else -1.0
-    return np.where(np.isfinite(task.final), sign * task.final, -np.inf)
-
-
-def within(task: MetaTask, scores: np.ndarray) -> np.ndarray:
-    """Which scores are within 5 % of the grid's best."""
-    best = task.final[better(task).argmax()]
-    return scores >= 0.95 * best if task.direction == "maximize" else scores <= 1.05 * best
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    order = np.empty(len(values))
-    order[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return order
 
 
 def table(val: Sequence[MetaTask], test: Sequence[MetaTask]) -> str:
@@ -43,14 +28,15 @@ def table(val: Sequence[MetaTask], test: Sequence[MetaTask]) -> str:
     ]
     hits = []
     for task, other in zip(val, test, strict=True):
-        scores = better(task)
-        best, chosen = int(scores.argmax()), int(better(other).argmax())
-        hit = bool(within(task, task.final[[chosen]])[0])
+        # The reference is of validation data: what is worse than it keeps its rank here.
+        scores, others = (Table(replace(each, reference=None), "collected") for each in (task, other))
+        hit = bool(scores.near[others.merit.argmax()])
         hits.append(hit)
-        correlation = np.corrcoef(ranks(scores), ranks(better(other)))[0, 1]
+        correlation = spearman(scores.merit, others.merit)
+        best, failed = task.final[scores.merit.argmax()], np.isnan(task.final).sum()
         lines.append(
             f"| {task.name} | {task.metric} | {task.reference:.3f} | {np.nanmedian(task.final):.3f} | "
-            f"{task.final[best]:.3f} | {100 * within(task, task.final).mean():.1f} % | {np.isnan(task.final).sum()} | "
+            f"{best:.3f} | {100 * scores.near.mean():.1f} % | {failed} | "
             f"{correlation:.2f} | {'yes' if hit else 'no'} | {np.nansum(task.seconds):.0f} |"
         )
     total = sum(float(np.nansum(task.seconds)) for task in val)
