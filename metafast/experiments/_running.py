@@ -117,7 +117,7 @@ def open_record(
         optimizer: likewise.
         stateful: likewise.
     """
-    if folder.exists():
+    if (folder / "run.jsonl").exists():  # a kill may have left the folder alone
         run = Run.resume(folder)
         return run, run.restore(model, optimizer, **stateful)
     return Run.create(folder.parent, name=folder.name, config=config, seed=seed, tags=[tag], keep=1), None
