@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metafast._trainings import cores
 from metafast.cli._checks import make_folder, require
-from metafast.experiments._running import OtherSettingsError, check_settings
-from metafast.hpo._collect import Cell, cells, collect, is_done
+from metafast.experiments._running import OtherSettingsError, check_settings, is_finished
+from metafast.hpo._collect import Cell, cells, collect
 from metafast.hpo._grid_table import pack_tasks
 from metafast.hpo._grid_tasks import GRID, grid_tasks, hub_tasks
 
@@ -38,7 +38,7 @@ def run(output: Path, names: list[str], hub: bool, seed: int, workers: int) -> N
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     jobs, began = workers or cores(), time.perf_counter()
     planned = cells(chosen, seed)
-    done = {task.name: sum(is_done(output / c.folder) for c in planned if c.task == task.name) for task in chosen}
+    done = {task.name: sum(is_finished(output / c.folder) for c in planned if c.task == task.name) for task in chosen}
     each = len(planned) // len(chosen)
     say(f"metafast hpo collect: {len(chosen)} tasks, {sum(done.values())} of {len(planned)} programs done before")
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.completed:>3.0f} of {task.total}"))

@@ -17,6 +17,8 @@ from metafast._checks import integer
 from metafast.hpo import _engines
 from metafast.hpo._engines import Engine, Loss, make_engine
 from metafast.hpo._types import Config
+from metafast.metrics import accuracy
+from metafast.models._small import _seeded
 from metafast.optim import SGD, Adam, AdamW
 
 LOSSES: dict[str, Loss] = {"cross_entropy": _engines.cross_entropy, "mse": _engines.mse}
@@ -59,14 +61,13 @@ class TrainedBatch:
     reasons: list[str]
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of examples whose largest output is the target's."""
-    return float((outputs.argmax(-1) == targets).double().mean())
-
-
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> float:
     """Mean over examples and outputs."""
     return float((outputs.double() - targets.double()).square().mean())
+
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": mean_squared_error}
+DEFAULT_METRICS = {"cross_entropy": "accuracy", "mse": "mse"}  # what fits a loss
 
 
 def batched_train(
@@ -262,8 +263,7 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _built(build: Callable[[Config], nn.Module], config: Config, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(config.get("seed", seed)))
+    with _seeded(int(config.get("seed", seed))):
         model = build(config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"build must return a torch.nn.Module, got {type(model).__name__}")
@@ -298,12 +298,10 @@ def _metric(metric: Any, loss: Loss) -> Metric:
     if callable(metric):
         found: Metric = metric
         return found
-    known: dict[str, Metric] = {"accuracy": accuracy, "mse": mean_squared_error}
     if metric is None:
-        defaults: dict[Loss, Metric] = {_engines.cross_entropy: accuracy, _engines.mse: mean_squared_error}
-        if loss not in defaults:
+        metric = next((DEFAULT_METRICS[name] for name, known in LOSSES.items() if known is loss), None)
+        if metric is None:
             raise ValueError("metric must be given with a loss of your own")
-        return defaults[loss]
-    if metric not in known:
-        raise ValueError(f"metric must be one of {sorted(known)} or a function of (outputs, targets), got {metric!r}")
-    return known[metric]
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {sorted(METRICS)} or a function of (outputs, targets), got {metric!r}")
+    return METRICS[metric]

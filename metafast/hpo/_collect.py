@@ -13,10 +13,12 @@ import numpy as np
 
 from metafast._page import write_text
 from metafast._trainings import StoppedError, run_all
+from metafast.experiments._running import is_finished
 from metafast.hpo._batched import batched_train
 from metafast.hpo._features import task_features
 from metafast.hpo._features_model import architecture_features
 from metafast.hpo._grid_tasks import GRID, POINTS, GridTask, grid_tasks, hub_tasks
+from metafast.hpo._space import Space
 from metafast.hpo._types import Config
 from metafast.runs import Run
 
@@ -53,7 +55,7 @@ class Cell:
 
 def grid() -> list[Config]:
     """All 486 configurations."""
-    return [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    return Space(GRID).grid()
 
 
 def cells(tasks: Sequence[GridTask], seed: int) -> list[Cell]:
@@ -75,7 +77,7 @@ def collect(root: Path, tasks: Sequence[GridTask], seed: int, jobs: int, progres
     Raises:
         KeyboardInterrupt: it was interrupted.
     """
-    missing = [cell for cell in cells(tasks, seed) if not is_done(root / cell.folder)]
+    missing = [cell for cell in cells(tasks, seed) if not is_finished(root / cell.folder)]
     run_all(missing, train_cell, root, jobs, progress)
     for task in tasks:
         file = root / slug(task.name) / FEATURES
@@ -93,11 +95,6 @@ def features_of(task: GridTask) -> dict[str, float]:
 def slug(name: str) -> str:
     """A task's folder name."""
     return name.replace("/", "-")
-
-
-def is_done(folder: Path) -> bool:
-    """Whether a cell's record is whole."""
-    return (folder / "run.jsonl").exists() and Run.open(folder).status == "finished"
 
 
 def train_cell(cell: Cell, root: Path, progress: Callable[[int], None], stop: Callable[[], bool]) -> None:

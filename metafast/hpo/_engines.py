@@ -6,7 +6,6 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from metafast.hpo._stack import NotStackableError, stack
 from metafast.innerloop import InnerLoop
+from metafast.models._small import _seeded
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs [N, ...], targets [N, ...]) to losses [N]
 EVAL_ROWS = 2048  # examples of all models in one call of an evaluation
@@ -60,7 +60,7 @@ class InTurn:
             model = self.models[index].train()
             for param in self.params[index]:
                 param.grad = None
-            with _seeded(self.seed, step, index):
+            with _seeded(_draws(self.seed, step, index)):
                 loss = self.loss(model(x), y).mean()
             loss.backward()
             losses.append(loss.detach())
@@ -94,7 +94,7 @@ class Side:
         for weight in self.model.weights:
             assert weight.grad is not None
             weight.grad.zero_()
-        with _seeded(self.seed, step, 0):
+        with _seeded(_draws(self.seed, step, 0)):
             out = self.model(_repeated(x, self.copies))
         losses = self.loss(out, _repeated(y, self.copies)).view(self.copies, -1).mean(1)
         losses.sum().backward()
@@ -193,12 +193,9 @@ def _repeated(x: Tensor, copies: int) -> Tensor:
     return x.unsqueeze(0).expand(copies, *x.shape).flatten(0, 1)
 
 
-@contextmanager
-def _seeded(seed: int, step: int, index: int) -> Iterator[None]:
-    """Dropout of a step depends on its number alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed * 1_000_003 + step) * 1_009 + index)
-        yield
+def _draws(seed: int, step: int, index: int) -> int:
+    """Seed of a step's dropout, which depends on its number alone."""
+    return (seed * 1_000_003 + step) * 1_009 + index
 
 
 def make_engine(

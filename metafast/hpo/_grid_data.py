@@ -117,7 +117,7 @@ def series(name: str, split: str, length: int, horizon: int, train: int, held: i
 def spoken_digits() -> Parts:
     """Spectrograms of single digits, `[N, 1, 16, 16]`; recordings 25 to 29 of each speaker and digit validate."""
     parts = []
-    for sounds, labels in _recordings():
+    for sounds, labels, _ in _recordings():
         pictures_ = [F.adaptive_avg_pool2d(_spectrogram(sound)[None], (BANDS, 16)) for sound in sounds]
         parts.append(Pair(torch.stack(pictures_), torch.tensor(labels)))
     return _classes(parts)
@@ -132,8 +132,7 @@ def spoken_sequences(train: int, held: int) -> Parts:
         held: of validation and of test each.
     """
     pairs = []
-    for part, ((sounds, labels), count) in enumerate(zip(_recordings(), (train, held, held), strict=True)):
-        speakers = _speakers()[part]
+    for part, ((sounds, labels, speakers), count) in enumerate(zip(_recordings(), (train, held, held), strict=True)):
         generator = torch.Generator().manual_seed(part)
         inputs, targets = [], []
         spectra = [F.adaptive_avg_pool1d(_spectrogram(sound).T, BANDS) for sound in sounds]
@@ -202,17 +201,8 @@ def _waveform(audio: Any) -> tuple[Tensor, int]:
 
 
 @functools.cache
-def _recordings() -> list[tuple[list[Tensor], list[int]]]:
-    """Sounds and digits of the three parts."""
-    return [(sounds, labels) for sounds, labels, _ in _spoken_parts()]
-
-
-def _speakers() -> list[list[str]]:
-    return [speakers for _, _, speakers in _spoken_parts()]
-
-
-@functools.cache
-def _spoken_parts() -> list[tuple[list[Tensor], list[int], list[str]]]:
+def _recordings() -> list[tuple[list[Tensor], list[int], list[str]]]:
+    """Sounds, digits and speakers of the three parts."""
     table, last = load("free_spoken_digit", "train"), load("free_spoken_digit", "test")
     numbers = [int(file.rsplit("_", 1)[1].split(".")[0]) for file in table["file"][:]]
     cut = sorted(set(numbers))[-5]

@@ -98,7 +98,9 @@ def _stacked(models: list[nn.Module], shape: _Shape, path: str) -> nn.Module:
     new = copy.copy(first)  # its code; what it holds is replaced below
     new.__dict__ = {**first.__dict__, "_modules": {}, "_parameters": {}}
     new._modules = {
-        key: None if child is None else _stacked([m._modules[key] for m in models], shape, f"{path}.{key}".strip("."))  # type: ignore[misc]
+        key: None
+        if child is None
+        else _stacked([m.get_submodule(key) for m in models], shape, f"{path}.{key}".strip("."))
         for key, child in first._modules.items()
     }
     own = {key for key, p in first._parameters.items() if p is not None}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from metafast._checks import integer
 from metafast._trainings import run_all
 from metafast.hpo._batched import Metric, batched_train
 from metafast.hpo._engines import Loss
@@ -83,8 +83,6 @@ class Plan(NamedTuple):
 
 def name_of(config: Config) -> str:
     """Folder name of a configuration's record."""
-    import hashlib
-
     text = json.dumps(config, sort_keys=True, default=str)
     return "run-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -215,15 +213,3 @@ def _record(
         run.fail(str(more.get("error") or "the training diverged"))
     else:
         run.finish()
-
-
-def check_task(task: Any) -> Mapping[str, float] | None:
-    """Features, where they are given as such."""
-    if isinstance(task, Mapping) and all(isinstance(v, int | float) for v in task.values()):
-        return {str(name): float(value) for name, value in task.items()}
-    return None
-
-
-def check_counts(n_initial: int, workers: int) -> tuple[int, int]:
-    """Both as integers that make sense."""
-    return integer("n_initial", n_initial, minimum=1), integer("workers", workers, minimum=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metafast._checks import fraction as check_fraction
+from metafast._checks import integer
 from metafast.experiments._running import OtherSettingsError, check_settings
+from metafast.hpo._batched import DEFAULT_METRICS
 from metafast.hpo._features import task_features
 from metafast.hpo._judge import Judge
+from metafast.hpo._metrics import direction_of
 from metafast.hpo._space import Space
 from metafast.hpo._trainings import (
     BatchedTask,
     Plan,
-    check_counts,
-    check_task,
     name_of,
     read,
     train_batched,
@@ -81,19 +82,20 @@ def tune(
     """See `Predictor.tune`."""
     if not isinstance(space, Space):
         raise TypeError(f"space must be a metafast.hpo.Space, got {type(space).__name__}; write Space(lr=[...])")
-    n_initial, workers = check_counts(n_initial, workers)
-    n_more = check_counts(n_more, 0)[0] if n_more else 0
+    n_initial, n_more = integer("n_initial", n_initial, minimum=1), integer("n_more", n_more, minimum=0)
+    workers = integer("workers", workers, minimum=0)
     budget = 1.0 if budget == 1 else check_fraction("budget", budget)
     if stop_below:
         check_fraction("stop_below", stop_below)
-    batched = isinstance(train, BatchedTask)
-    if not batched and not callable(train):
+    if not isinstance(train, BatchedTask) and not callable(train):
         raise TypeError(f"train must be a function of a configuration, or a BatchedTask, got {type(train).__name__}")
     metric, direction, reference = _score(train, metric, direction, reference)
-    features = check_task(task)
-    if features is None:
-        features = task_features(task) if task is not None else train.features() if batched else {}  # type: ignore[union-attr]
-    told: dict[str, Any] = {"features": features, "metric": metric, "direction": direction, "reference": reference}
+    told: dict[str, Any] = {
+        "features": _features(train, task),
+        "metric": metric,
+        "direction": direction,
+        "reference": reference,
+    }
     root = Path(tempfile.mkdtemp(prefix="metafast-tune-")) if output is None else Path(output)
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,8 +107,7 @@ def tune(
     say = progress or (lambda line: None)
 
     def run(chosen: list[Config]) -> None:
-        done = {path.parent.name for path in root.glob("run-*/run.jsonl")}
-        ended = {name_of(one.config) for one in read(root, metric)} & done
+        ended = {name_of(one.config) for one in read(root, metric)}
         missing = [config for config in chosen if name_of(config) not in ended]
         if not missing:
             return
@@ -139,13 +140,22 @@ def tune(
     )  # fmt: skip
 
 
+def _features(train: Any, task: Any) -> Mapping[str, float]:
+    """Of the data that are given, or given themselves; a BatchedTask has data of its own."""
+    if task is None:
+        return train.features() if isinstance(train, BatchedTask) else {}
+    if isinstance(task, Mapping) and all(isinstance(value, int | float) for value in task.values()):
+        return {str(name): float(value) for name, value in task.items()}
+    return task_features(task)
+
+
 def _score(
     train: Any, metric: str | None, direction: str | None, reference: float | None
 ) -> tuple[str, str, float | None]:
     """Names and reference of the scores; a BatchedTask knows them itself."""
     if isinstance(train, BatchedTask):
         own = train.metric if isinstance(train.metric, str) else None
-        default = {"cross_entropy": "accuracy", "mse": "mse"}.get(train.loss) if isinstance(train.loss, str) else None
+        default = DEFAULT_METRICS.get(train.loss) if isinstance(train.loss, str) else None
         metric = metric or own or (default if train.metric is None else None)
         if metric is None:
             raise ValueError("metric must be given, the name of what the BatchedTask's function measures")
@@ -154,8 +164,6 @@ def _score(
             reference = float((val == targets.flatten().bincount().argmax()).double().mean())
         if reference is None and metric == "mse":
             reference = float((val.double() - targets.double().mean(0)).square().mean())
-    from metafast.hpo._metrics import direction_of
-
     metric = metric or "accuracy"
     direction = direction or direction_of(metric)
     if direction is None:

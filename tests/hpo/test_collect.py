@@ -12,8 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from metafast.cli import build_app
+from metafast.experiments._running import is_finished
 from metafast.hpo import _grid_data, _grid_tasks, batched_train, load_tasks, pack_tasks
-from metafast.hpo._collect import cells, collect, features_of, grid, is_done
+from metafast.hpo._collect import cells, collect, features_of, grid
 from metafast.runs import Run
 from tests.hpo import grid_case
 
@@ -58,7 +59,7 @@ def test_what_is_done_is_not_done_again_and_half_records_are(toy, tmp_path):
     cell = cells(grid_case.tasks(), 0)[1]
     log = tmp_path / cell.folder / "run.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))  # as a kill leaves it
-    assert not is_done(tmp_path / cell.folder) and len(load_tasks(tmp_path)) == 1
+    assert not is_finished(tmp_path / cell.folder) and len(load_tasks(tmp_path)) == 1
     before = load_tasks(tmp_path)
     assert collected(tmp_path) == [cell.folder.name]
     assert Run.open(tmp_path / cell.folder).status == "finished" and len(load_tasks(tmp_path)) == 2

@@ -31,6 +31,7 @@ def test_the_shipped_one_is_small_and_knows_something():
     assert (_predictor.SHIPPED / "default.safetensors").stat().st_size < 10e6
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_shipped_one_is_fast():
     shipped, task = Predictor.load("default"), new_task()
     known = [
