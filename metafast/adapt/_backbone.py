@@ -29,6 +29,7 @@ class Backbone(nn.Module):
             "cls" (the first token's), "pooler" (its own), or None: they stay `[N, L, D]`.
         separator: the token between a text and its second one, for models with segments; None: all in the first.
         transformers: whether it is called as a model of transformers.
+        prefix: where `model` is in the model that was frozen, such as "bert."; nothing where it is all of it.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Backbone(nn.Module):
         pool: str | None,
         separator: int | None = None,
         transformers: bool = False,
+        prefix: str = "",
     ) -> None:
         super().__init__()
         self.model = model
+        self.prefix = prefix
         self.width = width
         self.inputs = inputs
         self.pool = pool
@@ -187,16 +190,17 @@ def freeze(
     if tokenizer is not None:
         padding = tokenizer.pad_token_id if padding is None else padding
         separator = tokenizer.sep_token_id if separator is None else separator
+    prefix = ""
     if isinstance(model, _EncoderClassifier):
         padding = model.padding if padding is None else padding
-        model = model.network
+        model, prefix = model.network, "network."
     _check_norms(model)
     if hasattr(model, "config") and hasattr(model, "base_model_prefix"):
-        return _of_transformers(model, pool, padding, separator)
+        return _of_transformers(model, pool, padding, separator, prefix)
     return _of_module(model, head, pool, padding)
 
 
-def _of_transformers(model: Any, pool: str | None, padding: int | None, separator: int | None) -> Backbone:
+def _of_transformers(model: Any, pool: str | None, padding: int | None, separator: int | None, prefix: str) -> Backbone:
     if pool == "auto" and type(model).__name__.endswith("ForQuestionAnswering"):
         pool = None
     base = share(model.base_model, frozen=True)
@@ -226,7 +230,8 @@ def _of_transformers(model: Any, pool: str | None, padding: int | None, separato
         inputs, separator = InputKind(channels=int(config.num_channels)), None
     sizes = getattr(config, "hidden_sizes", None)
     width = int(config.hidden_size if not sizes else sizes[-1])
-    return Backbone(base, width=width, inputs=inputs, pool=pool, separator=separator, transformers=True)
+    prefix += "" if model.base_model is model else f"{model.base_model_prefix}."
+    return Backbone(base, width=width, inputs=inputs, pool=pool, separator=separator, transformers=True, prefix=prefix)
 
 
 def _of_module(model: nn.Module, head: str | Literal[False] | None, pool: str | None, padding: int | None) -> Backbone:
