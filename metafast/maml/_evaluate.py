@@ -18,7 +18,7 @@ from metafast.metrics import Interval
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
-    from metafast.maml._learner import MetaLearner
+    from metafast.maml._task_learner import TaskLearner
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Evaluation:
 
 
 def evaluate(
-    maml: MetaLearner,
+    maml: TaskLearner,
     episodes: Iterable[TaskBatch],
     n: int = 600,
     *,
@@ -129,7 +129,7 @@ def to_model(maml: nn.Module, batch: TaskBatch) -> TaskBatch:
 
 
 @contextlib.contextmanager
-def evaluating(maml: MetaLearner) -> Iterator[None]:
+def evaluating(maml: TaskLearner) -> Iterator[None]:
     """Evaluation mode without gradients, for a while."""
     training = maml.training
     maml.eval()

@@ -17,16 +17,15 @@ from metafast.maml._clone import Learner
 from metafast.maml._metrics import per_task
 from metafast.maml._modules import check_batch, check_examples, freeze_batch_statistics, trainable_names
 from metafast.maml._rules import update
+from metafast.maml._task_learner import ON_NAN, TaskLearner
 from metafast.ops._dropout_hash import QUERY_STEP
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
     from metafast.innerloop import Outcome
 
-ON_NAN = ("raise", "drop", "ignore")
 
-
-class MetaLearner(nn.Module):
+class MetaLearner(TaskLearner):
     """The base of all algorithms: model, inner loop, learning rates, and the ways to use them.
 
     `parameters()` are the meta-parameters: those of the model, and the learned rates. Subclasses say in `_rates`,

@@ -12,7 +12,7 @@ from metafast._collectives import together
 
 if TYPE_CHECKING:
     from metafast.data import TaskBatch
-    from metafast.maml._learner import MetaLearner
+    from metafast.maml._task_learner import TaskLearner
 
 
 def world() -> tuple[int, int]:
@@ -32,7 +32,7 @@ def share(tasks: int) -> slice:
     return slice(rank * tasks // size, (rank + 1) * tasks // size)
 
 
-def meta_gradient(maml: MetaLearner, batch: TaskBatch, *, own: bool = False) -> dict[str, Any]:
+def meta_gradient(maml: TaskLearner, batch: TaskBatch, *, own: bool = False) -> dict[str, Any]:
     """Fill `.grad` of the meta-parameters with the gradient of the mean query loss over all processes' tasks.
 
     Every process gets the same result, that of one process up to rounding. Tasks that were dropped do not count in

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from metafast._checks import integer
 from metafast.maml._evaluate import Evaluation, evaluate, to_model
-from metafast.maml._learner import MetaLearner
 from metafast.maml._mamlpp import cosine_schedule
 from metafast.maml._parallel import meta_gradient, world
 from metafast.maml._progress import Progress
+from metafast.maml._task_learner import TaskLearner
 from metafast.maml._training_state import TrainingState, Window
 from metafast.runs import Run
 from metafast.runs._checkpoint import replace_file
@@ -102,7 +102,7 @@ class Trainer:
 
     def __init__(
         self,
-        maml: MetaLearner,
+        maml: TaskLearner,
         train: Iterable[TaskBatch],
         steps: int,
         *,
@@ -124,8 +124,10 @@ class Trainer:
         resume: bool = False,
         progress: bool = True,
     ) -> None:
-        if not isinstance(maml, MetaLearner):
-            raise TypeError(f"maml must be an algorithm of metafast.maml, got {type(maml).__name__}")
+        if not isinstance(maml, TaskLearner):
+            raise TypeError(
+                f"maml must be an algorithm of metafast.maml, or a MetaFineTuner, got {type(maml).__name__}"
+            )
         if not isinstance(train, Iterable):
             raise TypeError(
                 f"train must be batches of tasks, as metafast.data.episodes(...), got {type(train).__name__}"
@@ -352,13 +354,13 @@ def forever(episodes: Iterable[TaskBatch]) -> Iterator[TaskBatch]:
             raise ValueError("train must give at least one batch of tasks, it gave none")
 
 
-def save_weights(maml: MetaLearner, path: Path) -> None:
+def save_weights(maml: TaskLearner, path: Path) -> None:
     """Write a learner's state to a safetensors file, whole or not at all."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in maml.state_dict().items()}
     replace_file(path, lambda file: save_file(state, file))
 
 
-def load_weights(maml: MetaLearner, path: Path) -> None:
+def load_weights(maml: TaskLearner, path: Path) -> None:
     """Read what `save_weights` wrote."""
     maml.load_state_dict(load_file(path))
 

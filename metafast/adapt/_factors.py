@@ -1,0 +1,156 @@
+"""Networks that transform a gradient by its factors: what went into a site, and the gradient of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metafast.adapt._sites import Site
+
+TINY = 1e-12
+
+
+class Pointwise(nn.Module):
+    """MEND's layer on each position by itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`[N, P, width]`, or `[N, H, W, width]`."""
+        return F.relu(self.layer(rows))
+
+
+class Convolution(nn.Module):
+    """A 3 × 3 convolution over the positions of a map; along a sequence, three positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """As `Pointwise`'s."""
+        maps = rows if rows.dim() == 4 else rows.unsqueeze(2)
+        found = F.relu(self.layer(maps.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return found.reshape(rows.shape)
+
+
+class Attention(nn.Module):
+    """One block of a transformer over the positions of an example."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.back = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """As `Pointwise`'s."""
+        flat = rows.flatten(1, -2)
+        q, k, v = self.qkv(self.norm(flat)).chunk(3, -1)
+        weights = torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1)
+        mixed = flat + self.back(weights @ v)
+        return F.relu(self.layer(mixed)).view(rows.shape)
+
+
+class Recurrence(nn.Module):
+    """A gated recurrent unit along the positions of an example, written out so that it has second derivatives."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inputs, self.states = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """As `Pointwise`'s."""
+        flat = rows.flatten(1, -2)
+        state = flat.new_zeros(len(flat), flat.shape[-1])
+        found = []
+        for each in self.inputs(flat).unbind(1):
+            gate, new = (each + self.states(state)).chunk(2, -1)
+            gate = torch.sigmoid(gate)
+            state = gate * state + (1 - gate) * torch.tanh(new)
+            found.append(state)
+        return torch.stack(found, 1).view(rows.shape)
+
+
+MIXERS: dict[str, Callable[[int], nn.Module]] = {
+    "mend": Pointwise,
+    "conv": Convolution,
+    "transformer": Attention,
+    "rnn": Recurrence,
+}
+
+
+class Factors(nn.Module):
+    r"""Edits the factors of a gradient \(\sum_p \delta_p u_p^\top\): both get a low-rank correction that is learned.
+
+    In units of their mean square, \([u, \delta] \leftarrow [u, \delta] + V \mathrm{mix}(s_l \odot U [u, \delta] +
+    o_l)\) with one U, V and mixer for all sites of the same widths, and a scale and an offset per site. V starts at 0:
+    at first the gradient is what it is.
+
+    Args:
+        sites: those that adapt.
+        mixer: "mend" (each position by itself), "conv", "transformer" or "rnn" (over the positions of an example).
+        width: rank of the correction.
+        dropout: of what is mixed.
+
+    Raises:
+        ValueError: no site has such factors.
+
+    Source:
+        E. Mitchell et al., Fast Model Editing at Scale, ICLR 2022 (MEND); mixers over positions are ours.
+    """
+
+    def __init__(self, sites: Sequence[Site], mixer: str, width: int = 8, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.covers = [number for number, site in enumerate(sites) if site.widths is not None]
+        if not self.covers:
+            raise ValueError(
+                f"net: {mixer!r} transforms the factors of gradients at LoRA on linear layers, FiLM, normalizations "
+                "and linear layers, and adapt chooses none of them; leave it out, or adapt others"
+            )
+        pairs: list[tuple[int, int]] = []
+        self.member: dict[int, tuple[int, int]] = {}
+        for number in self.covers:
+            widths = sites[number].widths
+            assert widths is not None
+            if widths not in pairs:
+                pairs.append(widths)
+            self.member[number] = pairs.index(widths), sum(sites[n].widths == widths for n in self.covers if n < number)
+        counts = [sum(sites[n].widths == pair for n in self.covers) for pair in pairs]
+        self.down = nn.ModuleList(nn.Linear(sum(pair), width, bias=False) for pair in pairs)
+        self.mix = nn.ModuleList(MIXERS[mixer](width) for _ in pairs)
+        self.up = nn.ModuleList(nn.Linear(width, sum(pair), bias=False) for pair in pairs)
+        self.scale = nn.ParameterList(torch.ones(count, width) for count in counts)
+        self.offset = nn.ParameterList(torch.zeros(count, width) for count in counts)
+        self.dropout = nn.Dropout(dropout)
+        for layer in self.up:
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, number: int, left: Tensor, delta: Tensor, tasks: int, last: bool) -> tuple[Tensor, Tensor]:
+        """The factors of a site, edited; both `[T * N, ...]`, with channels last or second."""
+        group, place = self.member[number]
+        u, d = (x if last else x.movedim(1, -1) for x in (left, delta))
+        live = (d.detach() != 0).any(-1, keepdim=True)  # padding gets no gradient, and no correction
+        sizes = [_size(x, live, tasks) for x in (u, d)]
+        both = torch.cat([x / size for x, size in zip((u, d), sizes, strict=True)], -1)
+        flat = both.dim() == 2
+        hidden = live * (self.down[group](both) * self.scale[group][place] + self.offset[group][place])
+        hidden = hidden.unsqueeze(1) if flat else hidden
+        mixed = self.dropout(self.mix[group](hidden))
+        mixed = mixed.squeeze(1) if flat else mixed
+        more = (live * self.up[group](mixed)).split([u.shape[-1], d.shape[-1]], -1)
+        u, d = (x + size * extra for x, size, extra in zip((u, d), sizes, more, strict=True))
+        return (u, d) if last else (u.movedim(-1, 1), d.movedim(-1, 1))
+
+
+def _size(x: Tensor, live: Tensor, tasks: int) -> Tensor:
+    """Root mean square of each task's part where `live`, a constant, `[T * N, 1, ...]`."""
+    square = (x.detach().square() * live).reshape(tasks, -1).sum(1)
+    size = (square / (live.reshape(tasks, -1).sum(1) * x.shape[-1]).clamp(min=1)).sqrt() + TINY
+    return size.repeat_interleave(len(x) // tasks).view(-1, *[1] * (x.dim() - 1))
