@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metafast.adapt._feedback import SIGNALS
+
 TINY = 1e-12
-FEATURES = 4
+FEATURES = 3 + SIGNALS
 
 
 class Coordinate(nn.Module):
     r"""\(u \leftarrow u + |g|\, d\, e^{0.1 m}\), where d and m come of an 8-8-2 network on each coordinate's features.
 
-    Features: gradient, its running mean, and the number itself, each in units of its tensor's root mean square, and the
-    share of the steps that is done.
+    Features: gradient, its running mean, and the number itself, each in units of its tensor's root mean square, and
+    the task's feedback.
 
     Args:
         width: of the two hidden layers.
@@ -32,13 +34,13 @@ class Coordinate(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, value: Tensor, grad: Tensor, mean: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def forward(self, value: Tensor, grad: Tensor, mean: Tensor, signals: Tensor) -> tuple[Tensor, Tensor]:
         """The update `[T, ...]` in place of the gradient, and the new running mean."""
         mean = 0.9 * mean + 0.1 * grad.detach()
         size = _size(grad)
-        inputs = torch.stack(
-            [grad.detach() / size, mean / _size(mean), value.detach() / _size(value), torch.full_like(grad, share)], -1
-        )
+        own = torch.stack([grad.detach() / size, mean / _size(mean), value.detach() / _size(value)], -1)
+        told = signals.view(-1, *[1] * (grad.dim() - 1), SIGNALS).expand(*grad.shape, SIGNALS)
+        inputs = torch.cat([own, told], -1)
         direction, magnitude = self.net(inputs).unbind(-1)
         return grad + size * direction * torch.exp(0.1 * magnitude), mean
 

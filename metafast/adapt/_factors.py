@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metafast.adapt._feedback import SIGNALS
 from metafast.adapt._sites import Site
 
 TINY = 1e-12
@@ -89,8 +90,8 @@ class Factors(nn.Module):
     r"""Edits the factors of a gradient \(\sum_p \delta_p u_p^\top\): both get a low-rank correction that is learned.
 
     In units of their mean square, \([u, \delta] \leftarrow [u, \delta] + V \mathrm{mix}(s_l \odot U [u, \delta] +
-    o_l)\) with one U, V and mixer for all sites of the same widths, and a scale and an offset per site. V starts at 0:
-    at first the gradient is what it is.
+    o_l + W f)\) with one U, V and mixer for all sites of the same widths, a scale and an offset per site, and the
+    task's feedback f. V starts at 0: at first the gradient is what it is.
 
     Args:
         sites: those that adapt.
@@ -128,19 +129,31 @@ class Factors(nn.Module):
         self.up = nn.ModuleList(nn.Linear(width, sum(pair), bias=False) for pair in pairs)
         self.scale = nn.ParameterList(torch.ones(count, width) for count in counts)
         self.offset = nn.ParameterList(torch.zeros(count, width) for count in counts)
+        self.told = nn.Linear(SIGNALS, width, bias=False)
         self.dropout = nn.Dropout(dropout)
         for layer in self.up:
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.told.weight)
 
-    def forward(self, number: int, left: Tensor, delta: Tensor, tasks: int, last: bool) -> tuple[Tensor, Tensor]:
-        """The factors of a site, edited; both `[T * N, ...]`, with channels last or second."""
+    def forward(self, number: int, left: Tensor, delta: Tensor, signals: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """The factors of a site, edited.
+
+        Args:
+            number: of the site.
+            left: `[T * N, ...]`.
+            delta: likewise.
+            signals: `[T, 3]`, see `feedback`.
+            last: whether their channels are the last dimension; else they are the second.
+        """
+        tasks = len(signals)
         group, place = self.member[number]
         u, d = (x if last else x.movedim(1, -1) for x in (left, delta))
         live = (d.detach() != 0).any(-1, keepdim=True)  # padding gets no gradient, and no correction
         sizes = [_size(x, live, tasks) for x in (u, d)]
         both = torch.cat([x / size for x, size in zip((u, d), sizes, strict=True)], -1)
         flat = both.dim() == 2
-        hidden = live * (self.down[group](both) * self.scale[group][place] + self.offset[group][place])
+        offset = self.offset[group][place] + _spread(self.told(signals), both)
+        hidden = live * (self.down[group](both) * self.scale[group][place] + offset)
         hidden = hidden.unsqueeze(1) if flat else hidden
         mixed = self.dropout(self.mix[group](hidden))
         mixed = mixed.squeeze(1) if flat else mixed
@@ -149,8 +162,13 @@ class Factors(nn.Module):
         return (u, d) if last else (u.movedim(-1, 1), d.movedim(-1, 1))
 
 
+def _spread(each: Tensor, like: Tensor) -> Tensor:
+    """`[T, ...]` as `[T * N, 1, ..., C]` for each example."""
+    return each.repeat_interleave(len(like) // len(each), 0).view(-1, *[1] * (like.dim() - 2), each.shape[-1])
+
+
 def _size(x: Tensor, live: Tensor, tasks: int) -> Tensor:
     """Root mean square of each task's part where `live`, a constant, `[T * N, 1, ...]`."""
     square = (x.detach().square() * live).reshape(tasks, -1).sum(1)
     size = (square / (live.reshape(tasks, -1).sum(1) * x.shape[-1]).clamp(min=1)).sqrt() + TINY
-    return size.repeat_interleave(len(x) // tasks).view(-1, *[1] * (x.dim() - 1))
+    return _spread(size[:, None], x)

@@ -340,7 +340,8 @@ class MetaFineTuner(TaskLearner):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam as `meta_train` uses it."""
-        matrices = [p for name, p in self.net.named_parameters() if p.dim() == 2 and not _is_fast(name)]
+        layers = [module for module in self.net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        matrices = [layer.weight for layer in layers]
         chosen = {id(p) for p in matrices}
         fast = [p for name, p in self.named_parameters() if not name.startswith("net.") or _is_fast(name)]
         chosen |= {id(p) for p in fast}
@@ -449,7 +450,7 @@ class MetaFineTuner(TaskLearner):
                 else:
                     query_losses.append(torch.full((tasks,), math.nan, device=like.device, dtype=like.dtype))
                 if step < steps:
-                    grads = self._gradients(support, values, batch.classes, order, memory)
+                    grads = self._gradients(support, values, batch.classes, order, step, memory)
                     values = self._moved(values, grads, step, memory)
         return Course(
             query_losses[-1],
@@ -485,7 +486,7 @@ class MetaFineTuner(TaskLearner):
         return _head(self._features(examples, values[:-1]), values[-1])
 
     def _gradients(
-        self, support: Examples, values: list[Values], classes: Tensor | None, order: int, memory: Memory
+        self, support: Examples, values: list[Values], classes: Tensor | None, order: int, step: int, memory: Memory
     ) -> list[Values]:
         """The gradients of the support losses, with their factors edited."""
         through = order == 2
@@ -500,13 +501,14 @@ class MetaFineTuner(TaskLearner):
             targets = [*(tap.out for _, tap in taps), outputs]
             deltas = torch.autograd.grad(losses.sum(), targets, create_graph=through, allow_unused=True)
         memory.losses.append(losses.detach())
+        signals = self.net.signals(step, memory)
         grads: list[Values] = [{} for _ in values]
         for (number, tap), delta in zip(taps, deltas[:-1], strict=True):
             if delta is None:  # nothing of this call reaches the loss
                 continue
             tap = tap if through else tap._replace(left=tap.left.detach())
             site = self.sites[number]
-            for name, grad in self.net.gradient(number, site, tap, delta, inner[number]).items():
+            for name, grad in self.net.gradient(number, site, tap, delta, inner[number], signals).items():
                 grads[number][name] = grads[number][name] + grad if name in grads[number] else grad
         delta = deltas[-1].flatten(1, -2)  # [T, N, C]
         rows = (features if through else features.detach()).flatten(1, -2)

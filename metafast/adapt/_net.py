@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metafast.adapt._coordinate import Coordinate
 from metafast.adapt._factors import MIXERS, Factors
+from metafast.adapt._feedback import feedback
 from metafast.adapt._initial import Initial
 from metafast.adapt._rates import Rates, state_of
 from metafast.adapt._sites import Site, Tap, Values
@@ -70,7 +71,7 @@ class MetaNetwork(nn.Module):
         self.initial = Initial(width, sites, dropout=dropout) if "init" in parts else None
         self.coordinate = Coordinate() if "coordinate" in parts else None
 
-    def gradient(self, number: int, site: Site, tap: Tap, delta: Tensor, values: Values) -> Values:
+    def gradient(self, number: int, site: Site, tap: Tap, delta: Tensor, values: Values, signals: Tensor) -> Values:
         """The gradients of a site's numbers from one of its calls, with the factors edited.
 
         Args:
@@ -79,12 +80,17 @@ class MetaNetwork(nn.Module):
             tap: the call.
             delta: the gradient of its output.
             values: the numbers, `[T, *shape]`.
+            signals: `[T, 3]`, see `feedback`.
         """
         left = tap.left
         for part in self.factors:
             if number in part.member:  # type: ignore[operator]
-                left, delta = part(number, left, delta, len(next(iter(values.values()))), site.channels_last)
+                left, delta = part(number, left, delta, signals, site.channels_last)
         return site.gradient(left, delta, values)
+
+    def signals(self, number: int, memory: Memory) -> Tensor:
+        """The task's feedback at a step, `[T, 3]`; its loss is already in the memory."""
+        return feedback(memory.losses, number / self.steps)
 
     def step(self, values: list[Tensor], grads: list[Tensor], number: int, memory: Memory) -> list[Tensor]:
         """The numbers after a step.
@@ -95,15 +101,15 @@ class MetaNetwork(nn.Module):
             number: of the step, from 0.
             memory: of the adaptation; the loss of this step is already in it.
         """
-        share = number / self.steps
+        signals = self.signals(number, memory)
         updates = grads
         if self.coordinate is not None:
             means = memory.means or [torch.zeros_like(grad) for grad in grads]
-            pairs = [self.coordinate(v, g, m, share) for v, g, m in zip(values, grads, means, strict=True)]
+            pairs = [self.coordinate(v, g, m, signals) for v, g, m in zip(values, grads, means, strict=True)]
             updates, memory.means = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if self.rates is None:
             return [value - self.inner_lr * update for value, update in zip(values, updates, strict=True)]
-        state = state_of(values, grads, memory.updates, memory.losses, share)
+        state = state_of(values, grads, memory.updates, signals)
         rates, decays = self.rates(state, number)
         moved, taken = [], []
         for i, (value, update) in enumerate(zip(values, updates, strict=True)):

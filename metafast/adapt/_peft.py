@@ -128,7 +128,7 @@ def check_same(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     found = dict(model.named_modules())
     for name, module in modules.items():
         other: Any = found.get(name)
-        shape = list(module.weight.shape)  # type: ignore[union-attr, arg-type]
+        shape = list(module.weight.shape)  # type: ignore[arg-type]
         if other is None or list(other.weight.shape) != shape:
             got = "none" if other is None else f"{list(other.weight.shape)}"
             raise ValueError(
@@ -212,7 +212,7 @@ def import_adapters(base: Backbone, folder: Path) -> TaskModel:
                 f"{'no module' if module is None else type(module).__name__}; it was made for another model"
             )
         r = len(pair["A"])
-        site = LORA[type(module)](name, module, r, alpha=_alpha(config, full, r))  # type: ignore[index, arg-type]
+        site = LORA[type(module)](name, module, r, alpha=_alpha(config, full, r))
         pair["B"] = pair["B"].flatten(1)
         got = {part: tuple(value.shape) for part, value in pair.items()}
         if got != site.shapes:

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-TENSOR_FEATURES, TASK_FEATURES = 5, 3
+from metafast.adapt._feedback import SIGNALS
+
+TENSOR_FEATURES = 5
 TINY = 1e-12
 
 
@@ -34,7 +36,7 @@ class Rates(nn.Module):
         super().__init__()
         self.log_rate = nn.Parameter(torch.full((steps, tensors), math.log(rate)))
         self.decay = nn.Parameter(torch.zeros(steps, tensors))
-        self.inputs = nn.Linear(TENSOR_FEATURES + TASK_FEATURES, width)
+        self.inputs = nn.Linear(TENSOR_FEATURES + SIGNALS, width)
         self.places = nn.Parameter(torch.zeros(tensors, width))
         self.dropout = nn.Dropout(dropout)
         self.outputs = nn.Linear(width, 2)
@@ -50,17 +52,14 @@ class Rates(nn.Module):
 
 
 @torch.no_grad()
-def state_of(
-    values: list[Tensor], grads: list[Tensor], updates: list[Tensor] | None, losses: list[Tensor], share: float
-) -> Tensor:
+def state_of(values: list[Tensor], grads: list[Tensor], updates: list[Tensor] | None, signals: Tensor) -> Tensor:
     """What `Rates` sees, `[T, tensors, 8]`.
 
     Args:
         values: of each tensor, `[T, ...]`.
         grads: likewise.
         updates: the last ones; None before the first.
-        losses: `[T]` of the support set, at all steps so far.
-        share: of the steps that is done.
+        signals: `[T, 3]`, see `feedback`.
     """
     size, mean, value_size, value_mean = [], [], [], []
     cosine = []
@@ -76,8 +75,5 @@ def state_of(
             u = updates[i].flatten(1)
             cosine.append((g * u).sum(1) / (g.norm(dim=1) * u.norm(dim=1) + TINY))
     logs = [(torch.stack(found, 1) + 1e-8).log10() / 4 for found in (size, value_size)]
-    now = losses[-1]
-    before = losses[-2] if len(losses) > 1 else now
-    task = torch.stack([now.clamp(max=20), (now - before).clamp(-5, 5), torch.full_like(now, share)], 1)
     own = torch.stack([logs[0], logs[1], *(torch.stack(found, 1) for found in (mean, value_mean, cosine))], 2)
-    return torch.cat([own, task[:, None].expand(-1, own.shape[1], -1)], 2)
+    return torch.cat([own, signals[:, None].expand(-1, own.shape[1], -1)], 2)

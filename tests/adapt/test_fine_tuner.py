@@ -71,6 +71,7 @@ def test_meta_gradients_of_every_part_are_those_of_finite_differences(model, ada
     # What the networks read is a constant of the gradient by design; it is made one, so that differences see the same.
     state = torch.randn(8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     monkeypatch.setattr(_net, "state_of", lambda values, grads, *_: state.expand(len(values[0]), len(values), 8))
+    monkeypatch.setattr(_net, "feedback", lambda losses, _: state[:3].expand(len(losses[0]), 3))
     monkeypatch.setattr(_factors, "_size", lambda x, live, tasks: x.new_ones(()))
     meta, batch = tuner(model, adapt, net, steps=1 if net == "coordinate" else 2)
     jiggled(meta)
@@ -98,11 +99,8 @@ def test_first_order_takes_the_inner_gradients_as_constants(model, adapt, net, m
     second.load_state_dict(jiggled(first).state_dict())
     original = MetaFineTuner._gradients
 
-    def constant(self, support, values, classes, order, memory):
-        return [
-            {name: grad.detach() for name, grad in own.items()}
-            for own in original(self, support, values, classes, order, memory)
-        ]
+    def constant(self, *arguments):
+        return [{name: grad.detach() for name, grad in own.items()} for own in original(self, *arguments)]
 
     if net in (None, "coordinate"):  # no network works on the factors, whose gradients first order keeps
         monkeypatch.setattr(MetaFineTuner, "_gradients", constant)
