@@ -277,6 +277,10 @@ def class_set(
     *,
     label: str | None = None,
     name: str = "examples",
+    tokenizer: Any = None,
+    length: int | None = None,
+    size: int | None = None,
+    limit: int | None = None,
 ) -> ClassSet:
     """A `ClassSet` of arrays, tensors, or a split of a data set with a label column.
 
@@ -285,6 +289,10 @@ def class_set(
             integer type, or `[M, ...]` floating), or a `datasets.Dataset` with pictures or texts.
         label: the label column of a `Dataset`; default as in `to_tensors`.
         name: for messages, and the beginning of class names where the data have none.
+        tokenizer: of a `Dataset`'s texts, as in `few_shot`.
+        length: likewise.
+        size: of a `Dataset`'s pictures, as in `few_shot`.
+        limit: the most examples of a class of a `Dataset`.
 
     Raises:
         TypeError: something else.
@@ -294,14 +302,22 @@ def class_set(
         >>> class_set((torch.zeros(4, 8), torch.tensor([3, 3, 7, 7])), name="toy").names
         ('toy 3', 'toy 7')
     """
+    rows = isinstance(getattr(source, "column_names", None), list)
+    if not rows and any(option is not None for option in (tokenizer, length, size, limit)):
+        raise ValueError(
+            "tokenizer, length, size and limit are for data sets by name or with rows; the source has examples of its "
+            "own already"
+        )
     if isinstance(source, ClassSet):
         return source
     if isinstance(source, tuple) and len(source) == 2:
         return _of_arrays(source[0], source[1], name)
-    if isinstance(getattr(source, "column_names", None), list):
+    if rows:
         from metafast.data._few_shot import of_dataset
+        from metafast.data._reading import Reading
 
-        return of_dataset(source, label, name)
+        reading = Reading(tokenizer, length, size, limit)
+        return reading.finish(of_dataset(source, label, name, reading))
     raise TypeError(
         f"source must be a ClassSet, (examples, labels) or a datasets.Dataset, got {type(source).__name__}"
         f"{f' of {len(source)}' if isinstance(source, tuple) else ''}"

@@ -258,6 +258,10 @@ def episodes(
     disjoint_order: bool = False,
     label: str | None = None,
     path: str | PathLike[str] | None = None,
+    tokenizer: Any = None,
+    length: int | None = None,
+    size: int | None = None,
+    limit: int | None = None,
     workers: int = 1,
     prefetch: int = 2,
     rank: int = 0,
@@ -271,7 +275,7 @@ def episodes(
     run, so threads, ranks and interruptions change nothing.
 
     Args:
-        source: a name (`"omniglot"`, `"cifar_fs"`, `"few_rel"`, `"clinc_oos"`, ...: see `few_shot`; `"sinusoid"`,
+        source: a name (`"omniglot"`, `"cifar_fs"`, `"fewrel"`, `"clinc_oos"`, ...: see `few_shot`; `"sinusoid"`,
             `"harmonic"`, `"step"`), a `ClassSet`, `(examples, labels)`, a `datasets.Dataset` with a label column, or a
             family such as `Sinusoid(amplitude=(1, 2))`.
         split: "train", "val" or "test", for a name: their classes are disjoint.
@@ -288,6 +292,10 @@ def episodes(
         disjoint_order: support and query share no value of `ClassSet.order` (Omniglot: no drawer).
         label: the label column of a `Dataset`.
         path: a folder of the data, as in `load`.
+        tokenizer: makes the token numbers of texts, as in `few_shot`.
+        length: tokens per text of a tokenizer of transformers.
+        size: height and width that pictures are brought to, in three channels.
+        limit: the most examples of a class that are used.
         workers: threads that fill meta-batches, without the interpreter's lock.
         prefetch: meta-batches made ahead; 0: none, and no threads.
         rank: of this process, out of `world_size`: it makes its share of each meta-batch.
@@ -323,12 +331,13 @@ def episodes(
             source, split, shots=integer("shots", shots), queries=integer("queries", queries), **common
         )
     classes: ClassSet
+    reading = {"tokenizer": tokenizer, "length": length, "size": size, "limit": limit}
     if isinstance(source, str):
-        classes = getattr(few_shot(source, path), split)
+        classes = getattr(few_shot(source, path, **reading), split)
     else:
         if split != "train":
             raise ValueError(f"split={split!r} needs a data set by name; give the classes of that split as source")
-        classes = class_set(source, label=label)
+        classes = class_set(source, label=label, **reading)
     return ClassEpisodes(
         classes,
         ways=ways,

@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from metafast.data._cache import kept
 from metafast.data._class_sets import ClassSet, ClassSplits, permutation
-from metafast.data._load import load
-from metafast.data._relations import encode_relations
+from metafast.data._load import DatasetNotFoundError, load
+from metafast.data._reading import Reading
+from metafast.data._relations import encode_relations, marked_texts
 from metafast.data._word_vectors import WordVectors, frequent_words, place_codes, vectors_of, word_vectors
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 PARTS = ("train_wiki_subset", "val_wiki")
+WHOLE = "train_wiki"  # of which the first is what fits at hand
 DIM, LENGTH = 50, 32  # of word vectors, of sentences made of them
 # Text beside the training sentences that word vectors are made of: data set, split, column.
 _TEXTS = (("ag_news", "train", "text"), ("imdb", "train", "text"), ("squad_v2", "train", "context"),
@@ -25,14 +31,18 @@ _TEXTS = (("ag_news", "train", "text"), ("imdb", "train", "text"), ("squad_v2", 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def read_few_rel(name: str, split: str | None, path: str | None) -> ClassSet:
-    """Every relation; `name` says what becomes of the sentences."""
+def read_few_rel(name: str, split: str | None, path: str | None, reading: Reading) -> ClassSet:
+    """Every relation; `name` and the tokenizer say what becomes of the sentences."""
+    if reading.tokenizer is not None and name != "few_rel":
+        raise ValueError(f"{name} are words of their own; with a tokenizer it is few_rel")
     tokens, relations, known = [], [], {}
     for part in PARTS if split is None else (split,):
-        rows = load("few_rel", part, path)
+        rows = load_few_rel(part, path)
         columns = {column: rows[column][:] for column in ("tokens", "head", "tail", "relation", "names")}
         sentences = (columns["tokens"], columns["head"], columns["tail"])
-        if name == "few_rel_vectors":
+        if reading.tokenizer is not None:
+            tokens.append(reading.tokens(marked_texts(*sentences)))
+        elif name == "few_rel_vectors":
             tokens.append(place_codes(*sentences, few_rel_vectors(path).words, LENGTH))
         else:
             tokens.append(encode_relations(*sentences, style="sequence" if name == "few_rel_words" else "bag"))
@@ -48,6 +58,16 @@ def read_few_rel(name: str, split: str | None, path: str | None) -> ClassSet:
         tuple(known[relation][1] for relation in numbers),
         name=name,
     )
+
+
+def load_few_rel(part: str, path: str | None) -> Dataset:
+    """A part; the whole training relations where the subset is not there."""
+    try:
+        return load("few_rel", part, path)
+    except DatasetNotFoundError:
+        if part != PARTS[0]:
+            raise
+    return load("few_rel", WHOLE, path)
 
 
 def split_few_rel(relations: ClassSet) -> ClassSplits:
@@ -68,7 +88,7 @@ def fill_vectors(relations: ClassSet, path: str | None) -> ClassSet:
 @lru_cache(maxsize=2)
 def few_rel_vectors(path: str | None) -> WordVectors:
     """Word vectors of the sentences of training relations and of other text, none of validation or test."""
-    rows = load("few_rel", PARTS[0], path)
+    rows = load_few_rel(PARTS[0], path)
     relations = rows["relation"][:]
     names = sorted(set(relations))
     train = {names[i] for i in _train_val(list(range(len(names))))[0]}

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VARIABLE = "METAFAST_DATA"
-# the hub keeps these under their owners' names; after a colon, the configuration
+# the hub keeps these under their owners' names; after a colon, the configuration; after an @, the branch with Parquet
+# files of what is a script on the main one
 HUB_NAMES = {
     "ag_news": "fancyzhx/ag_news",
     "cifar10": "uoft-cs/cifar10",
@@ -22,8 +23,12 @@ HUB_NAMES = {
     "electricity": "autogluon/chronos_datasets:monash_electricity_hourly",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "few_nerd": "DFKI-SLT/few-nerd:supervised",
+    "few_rel": "thunlp/few_rel@refs/convert/parquet:default",
+    **{f"glue/{task}": f"nyu-mll/glue:{task}" for task in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2")},
+    "imagenet": "ILSVRC/imagenet-1k",
     "imdb": "stanfordnlp/imdb",
     "librispeech": "openslr/librispeech_asr:clean",
+    "mini_imagenet": "timm/mini-imagenet",
     "mnist": "ylecun/mnist",
     "squad_v2": "rajpurkar/squad_v2",
     "yelp": "Yelp/yelp_review_full",
@@ -152,4 +157,9 @@ def _read(file: Path) -> Dataset:
 
 
 def _from_hub(name: str, split: str) -> Dataset:
-    return _datasets().load_dataset(*name.split(":"), split=split)
+    name, _, configuration = name.partition(":")
+    if "@" not in name:
+        return _datasets().load_dataset(name, *([configuration] if configuration else []), split=split)
+    repository, _, branch = name.partition("@")
+    files = f"hf://datasets/{repository}@{branch.replace('/', '%2F')}/{configuration}/{split}/*.parquet"
+    return _datasets().load_dataset("parquet", data_files={split: files}, split=split)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-def pictures(rows: Dataset, column: str) -> Array:
+def pictures(rows: Dataset, column: str, size: int | None = None) -> Array:
     """The pictures of a column as `[M, C, H, W]` uint8.
 
     What was decoded is kept in the user's cache folder.
@@ -26,6 +26,7 @@ def pictures(rows: Dataset, column: str) -> Array:
     Args:
         rows: one split of a data set.
         column: name of the image column.
+        size: height and width that each picture is brought to, in three channels; None: they are taken as they are.
 
     Raises:
         ValueError: pictures of several sizes, or not of 8 bits.
@@ -36,20 +37,21 @@ def pictures(rows: Dataset, column: str) -> Array:
     encoded = [item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes() for item in raw]
     return kept(
         "pictures",
-        encoded,
-        lambda: _decode(encoded, column),
+        encoded if size is None else [f"{size}".encode(), *encoded],
+        lambda: _decode(encoded, column, size),
         lambda array: array.dtype == np.uint8 and array.ndim == 4 and len(array) == len(encoded),
     )
 
 
-def _decode(encoded: list[bytes], column: str) -> Array:
+def _decode(encoded: list[bytes], column: str, size: int | None) -> Array:
     from PIL import Image
 
     def decode(items: list[bytes]) -> list[Array]:
         found = []
         for item in items:
             with Image.open(io.BytesIO(item)) as picture:
-                found.append(np.asarray(picture))
+                sized = picture if size is None else picture.convert("RGB").resize((size, size))
+                found.append(np.asarray(sized))
         return found
 
     # one task per picture would cost more than decoding it
@@ -60,7 +62,7 @@ def _decode(encoded: list[bytes], column: str) -> Array:
     if len(shapes) != 1 or decoded[0].dtype != np.uint8 or len(shapes[0]) not in (2, 3):
         raise ValueError(
             f"column {column!r} must hold 8-bit pictures of one size, got {shapes[:3]} of {decoded[0].dtype}; "
-            "resize them first with dataset.map"
+            "give size= for one size, or resize them first with dataset.map"
             if decoded
             else f"column {column!r} must not be empty"
         )

@@ -12,6 +12,7 @@ import numpy as np
 from metafast._checks import integer
 
 Array = np.ndarray[Any, Any]
+MARKS = ("<h>", "</h>", "<t>", "</t>")  # around head and tail
 _NEAR = 3  # words beside an entity that are marked by their side
 
 
@@ -66,6 +67,31 @@ def encode_relations(
     return table
 
 
+def marked_texts(
+    tokens: Iterable[Sequence[str]], heads: Iterable[Mapping[str, Any]], tails: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Sentences with "$" on either side of the head and "#" on either side of the tail: marks that any tokenizer has.
+
+    Args:
+        tokens: as in `encode_relations`.
+        heads: likewise.
+        tails: likewise.
+
+    Example:
+        >>> marked_texts([["Rome", "lies", "in", "Italy"]], [{"indices": [[0]]}], [{"indices": [[3]]}])
+        ['$ Rome $ lies in # Italy #']
+
+    Source:
+        S. Wu, Y. He, Enriching Pre-trained Language Model with Entity Information for Relation Classification, CIKM
+        2019.
+    """
+    texts = []
+    for index, (words, head, tail) in enumerate(zip(tokens, heads, tails, strict=True)):
+        spans = [span_of(entity, len(words), index, name) for entity, name in ((head, "head"), (tail, "tail"))]
+        texts.append(" ".join(_sequence(list(words), spans[0], spans[1], ("$", "$", "#", "#"))))
+    return texts
+
+
 def span_of(entity: Mapping[str, Any], words: int, index: int, name: str) -> tuple[int, int]:
     """First word and one past the last word of an entity's first mention."""
     places = entity["indices"][0] if entity["indices"] else []
@@ -74,11 +100,13 @@ def span_of(entity: Mapping[str, Any], words: int, index: int, name: str) -> tup
     return min(places), max(places) + 1
 
 
-def _sequence(words: list[str], head: tuple[int, int], tail: tuple[int, int]) -> list[str]:
+def _sequence(
+    words: list[str], head: tuple[int, int], tail: tuple[int, int], marks: Sequence[str] = MARKS
+) -> list[str]:
     out: list[str] = []
     for place in range(len(words) + 1):
-        out += [mark for at, mark in ((head[1], "</h>"), (tail[1], "</t>")) if at == place]
-        out += [mark for at, mark in ((head[0], "<h>"), (tail[0], "<t>")) if at == place]
+        out += [mark for at, mark in ((head[1], marks[1]), (tail[1], marks[3])) if at == place]
+        out += [mark for at, mark in ((head[0], marks[0]), (tail[0], marks[2])) if at == place]
         out += words[place : place + 1]
     return out
 

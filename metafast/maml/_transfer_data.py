@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from metafast.data import ClassSet, all_classes, load
 from metafast.data._class_sets import permutation
+from metafast.data._few_shot import of_dataset
+from metafast.data._reading import Reading, first, joined
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def pictures(source: Source, size: int, limit: int) -> ClassSet:
         found = all_classes(source.name, source.splits[0] if len(source.splits) == 1 else None)
         if source.groups is not None:
             found = _part(found, *source.groups)
-        return _first(found, limit).resized(size, 3)
+        return first(found, limit).resized(size, 3)
     return _read(source, size, limit)
 
 
@@ -150,44 +151,12 @@ def _part(classes: ClassSet, first: float, last: float) -> ClassSet:
     return classes.select(lambda _, group: group in wanted)
 
 
-def _first(classes: ClassSet, limit: int) -> ClassSet:
-    members, starts = classes.members()
-    kept = np.sort(np.concatenate([members[a : min(b, a + limit)] for a, b in itertools.pairwise(starts)]))
-    return replace(
-        classes,
-        examples=classes.examples[kept],
-        labels=classes.labels[kept],
-        order=None if classes.order is None else classes.order[kept],
-    )
-
-
 def _read(source: Source, size: int, limit: int) -> ClassSet:
     """Photos of any size, resized one by one, no more of them than are wanted."""
-    from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
-
-    arrays: list[np.ndarray[Any, Any]] = []
-    labels: list[Any] = []
-    taken: dict[Any, int] = {}
+    reading, parts = Reading(size=size, limit=limit), []
     for split in source.splits:
         rows = load(source.name if _has_file(source.name, split) else str(source.hub), split)
-        image = next((name for name in IMAGE_COLUMNS if name in rows.column_names), None)
-        column = source.label or next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
-        if image is None or column is None or column not in rows.column_names:
-            raise ValueError(f"{source.title} must have an image and a label column, got {rows.column_names}")
-        for index, label in enumerate(rows[column][:]):
-            if taken.get(label, 0) == limit:
-                continue
-            taken[label] = taken.get(label, 0) + 1
-            picture = rows[index][image].convert("RGB").resize((size, size))
-            arrays.append(np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1))
-            labels.append(label)
-    names = sorted(taken, key=str)
-    place = {name: number for number, name in enumerate(names)}
-    return ClassSet(
-        np.stack(arrays),
-        np.array([place[label] for label in labels]),
-        tuple(f"{source.name}/{name}" for name in names),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        name=source.title,
-    )
+        parts.append(of_dataset(rows, source.label, source.name, reading))
+    found = first(joined(parts), limit)
+    names = tuple(f"{source.name}/{name.removeprefix(f'{source.name} ')}" for name in found.names)
+    return replace(found, names=names, name=source.title)

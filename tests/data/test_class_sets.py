@@ -106,7 +106,7 @@ def test_of_a_dataset():
     assert text.examples.dtype == np.int32 and text.names == ("no", "yes")
     with pytest.raises(ValueError, match=r"label must be one of the columns \['text'\] of examples, got None"):
         class_set(datasets.Dataset.from_dict({"text": ["a"]}))
-    with pytest.raises(ValueError, match="must have a column 'image', 'img' or 'text'"):
+    with pytest.raises(ValueError, match="must have a column 'image', 'img', 'text' or 'sentence'"):
         class_set(datasets.Dataset.from_dict({"label": [0]}))
 
 
@@ -163,6 +163,7 @@ SIZES = {
     "few_rel_words": ((50, 14, 16), (48,), np.int32, "few_rel"),
     "few_rel_vectors": ((50, 14, 16), (56, 32, 1), np.float32, "few_rel"),
     "clinc_oos": ((90, 30, 30), (32,), np.int32, "clinc_oos"),
+    "clinc_words": ((90, 30, 30), (48,), np.int32, "clinc_oos"),
 }
 
 
