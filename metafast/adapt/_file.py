@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +58,8 @@ def arguments_of(about: Mapping[str, Any]) -> dict[str, Any]:
 def save(meta: MetaFineTuner, path: Path) -> Path:
     """Write a file."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in meta.state_dict().items()}
-    FILE.write(save_file, tensors, {**settings_of(meta), "base": _base_of(meta)}, path)
+    about = {**settings_of(meta), "base": _base_of(meta)}
+    FILE.write(save_file, tensors, {**about, "checksum": checksum(about, tensors)}, path)
     return path
 
 
@@ -68,13 +71,25 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         ValueError: damaged, or something else.
     """
     about, tensors = FILE.read(path, "pt")
-    missing = [name for name in ("adapt", "net", "base", *ARGUMENTS) if name not in about]
-    if missing:
-        raise ValueError(f"{path} is damaged: its description has no {missing[0]!r}; save the meta-network again")
+    told = {name: about[name] for name in ("adapt", "net", *ARGUMENTS, "base") if name in about}
+    if about.get("checksum") != checksum(told, tensors):
+        raise ValueError(
+            f"{path} is damaged: it does not have the checksum that was written; save the meta-network again"
+        )
     bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if bad:
         raise ValueError(f"{path} has numbers in {bad[0]!r} that are not finite; save the meta-network again")
     return about, tensors
+
+
+def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the description and of all tensors, in the order of their names."""
+    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        total.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def fill(meta: MetaFineTuner, about: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Any) -> None:

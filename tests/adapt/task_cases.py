@@ -10,8 +10,14 @@ from metafast.adapt._choice import sites as sites_of
 def bert_config(**changes):
     from transformers import BertConfig
 
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100)
-    return BertConfig(**sizes, max_position_embeddings=32, **changes)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+    }
+    return BertConfig(**sizes, vocab_size=100, max_position_embeddings=32, **changes)
 
 
 def resnet_config(**changes):

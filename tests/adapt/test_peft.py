@@ -54,7 +54,7 @@ def test_bert_through_auto_model_for_sequence_classification(tmp_path, classes):
     assert config["modules_to_save"] == (["classifier"] if classes == 5 else None)
     x = text()
     loaded = in_peft(bert, tmp_path)
-    given = dict(input_ids=x, attention_mask=(x != 0).long())
+    given = {"input_ids": x, "attention_mask": (x != 0).long()}
     if classes == 5:
         assert torch.allclose(loaded(**given).logits, model(x), atol=1e-5)
     else:
@@ -178,7 +178,9 @@ DAMAGE = {
     "is damaged, or no safetensors file": truncate,
     "numbers that are not finite": edit(lambda tensors: tensors[A].fill_(float("nan"))),
     "has LoRA for '7', where the base has Linear": edit(lambda tensors: tensors.pop(A)),
-    "has LoRA for '8', where the base has ReLU": edit(lambda tensors: tensors.update({A.replace("7", "8"): torch.ones(2, 24)})),
+    "has LoRA for '8', where the base has ReLU": edit(
+        lambda tensors: tensors.update({A.replace("7", "8"): torch.ones(2, 24)})
+    ),
     "LoRA of '7' must have the shapes": edit(lambda tensors: tensors.update({A: torch.ones(2, 23)})),
     "holds no LoRA weights": edit(lambda tensors: tensors.clear()),
 }

@@ -36,7 +36,11 @@ def test_merged_computes_the_same_without_adapters(adapt):
 def test_merged_shares_what_did_not_adapt():
     model, base = task_model(small_cnn(), {"3": "lora"})
     merged = model.merge()
-    assert merged.base.model[0].weight.data_ptr() == base.model[0].weight.data_ptr() == model.base.model[0].weight.data_ptr()
+    assert (
+        merged.base.model[0].weight.data_ptr()
+        == base.model[0].weight.data_ptr()
+        == model.base.model[0].weight.data_ptr()
+    )
     assert merged.base.model[3].weight.data_ptr() != base.model[3].weight.data_ptr()
 
 
