@@ -17,7 +17,7 @@ def bert_config(**changes):
         "intermediate_size": 64,
         "vocab_size": 100,
     }
-    return BertConfig(**sizes, vocab_size=100, max_position_embeddings=32, **changes)
+    return BertConfig(**sizes, max_position_embeddings=32, **changes)
 
 
 def resnet_config(**changes):
