@@ -105,9 +105,16 @@ def table(content: dict[str, Any], clock: str = "wall") -> str:
             cells = [group["title"], group["threads"], name, f"{statistics.median(row[clock]):.1f}"]
             cells += ["" if name == PEFT else speed, f"{max(row['peak_mb']):,.0f}"]
             cells.append(f"{100 * about['gemm_share']:.0f} %" if about else "")
-            cells.append(f"{about['gemm_gflops'] / about['peak_gflops']:.2f}" if about.get("peak_gflops") else "")
+            cells.append(f"{of_peak(row, about, group['threads']):.2f}" if about.get("peak_gflops") else "")
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def of_peak(row: dict[str, Any], about: dict[str, Any], threads: int) -> float:
+    """How near the products of matrices are to the fused multiply-adds that the cores can do, by processor time."""
+    gflop = about["gemm_gflop"] / about["tasks"] * TASKS
+    seconds = statistics.median(row["cpu"]) * about["gemm_share"] / threads
+    return float(gflop / seconds / about["peak_gflops"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

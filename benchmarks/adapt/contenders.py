@@ -58,10 +58,8 @@ def looped(trim: bool) -> Contender:
     """peft's model, one task after another."""
 
     def build(workload: Workload) -> Adaptation:
-        sites = fine_tuner(workload).sites  # the same numbers as the others start from
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            start = {site.name: site.start()["A"] for site in sites}
+        meta = fine_tuner(workload)  # the others start from its numbers
+        start = {site.name: meta.starts[f"{site.name.replace('.', '/')}:A"].detach() for site in meta.sites}
         return PeftLoop(workload.model(), list(start), RANK, start, workload.lr, workload.steps, trim)
 
     return Contender(build, ("peft", "transformers"))

@@ -110,5 +110,4 @@ def _profile(run: Any, batch: Any) -> dict[str, float]:
         "gemm_share": gemm / total,
         "attention_share": attention / total,
         "gemm_gflop": flops / 1e9,
-        "gemm_gflops": flops / gemm / 1e3,
     }
