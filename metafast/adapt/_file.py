@@ -35,6 +35,7 @@ ARGUMENTS = (
     "meta_lr",
     "weight_decay",
     "dropout",
+    "hidden",
     "chunk",
     "on_nan",
     "seed",

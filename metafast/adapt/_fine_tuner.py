@@ -85,6 +85,8 @@ class MetaFineTuner(TaskLearner):
         meta_lr: rate of meta-training's Adam, ten times as high for rates and starts. Default 1e-4.
         weight_decay: its L2. Default 1e-4, on the network's matrices.
         dropout: in the network, while it learns. Default 0.5.
+        hidden: width of the network's layers between features, or factors of gradients, and what is made of them: how
+            compact it is. Default 8.
         chunk: tasks at once; more are taken one chunk after another, with the memory of one. Default: all.
         on_nan: "raise" where the loss of a task is not finite, or "drop" such tasks.
         seed: of the network's weights and LoRA's starts.
@@ -122,6 +124,7 @@ class MetaFineTuner(TaskLearner):
         meta_lr: float = 1e-4,
         weight_decay: float = 1e-4,
         dropout: float = 0.5,
+        hidden: int = 8,
         chunk: int | None = None,
         on_nan: str = "raise",
         seed: int = 0,
@@ -145,6 +148,7 @@ class MetaFineTuner(TaskLearner):
         self.steps = integer("steps", steps, minimum=1)
         self.chunk = None if chunk is None else integer("chunk", chunk, minimum=1)
         self.seed = integer("seed", seed, minimum=0)
+        self.hidden = integer("hidden", hidden, minimum=1)
         self.ways = 2 if loss == "span" else None if ways is None else integer("ways", ways, minimum=2)
         self.inner_lr, self.order, self.loss, self.on_nan = float(inner_lr), order, loss, on_nan
         self.meta_lr, self.weight_decay, self.dropout = float(meta_lr), float(weight_decay), float(dropout)
@@ -157,7 +161,7 @@ class MetaFineTuner(TaskLearner):
             self.starts = nn.ParameterDict(
                 {_key(site, name): value for site in found for name, value in site.start().items()}
             )
-            self.net = MetaNetwork(self.parts, found, base.width, self.steps, self.inner_lr, self.dropout)
+            self.net = MetaNetwork(self.parts, found, base.width, self.steps, self.inner_lr, self.dropout, self.hidden)
         self.base = base
         like = next(base.parameters())
         self.head = None

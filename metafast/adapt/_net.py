@@ -56,19 +56,20 @@ class MetaNetwork(nn.Module):
         steps: of adaptation.
         inner_lr: the rate of plain gradient descent, and where learned rates start.
         dropout: of hidden layers.
-        hidden: their width, by part.
+        hidden: width of the layers between features, or factors of gradients, and what is made of them.
     """
 
     def __init__(
-        self, parts: Sequence[str], sites: Sequence[Site], width: int, steps: int, inner_lr: float, dropout: float
-    ) -> None:
+        self, parts: Sequence[str], sites: Sequence[Site], width: int, steps: int, inner_lr: float, dropout: float,
+        hidden: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.inner_lr = inner_lr
         self.steps = steps
         tensors = sum(len(site.shapes) for site in sites) + 2  # the head has a weight and a bias
         self.rates = Rates(tensors, steps, inner_lr, dropout=dropout) if "alfa" in parts else None
-        self.factors = nn.ModuleList(Factors(sites, part, dropout=dropout) for part in parts if part in MIXERS)
-        self.initial = Initial(width, sites, dropout=dropout) if "init" in parts else None
+        self.factors = nn.ModuleList(Factors(sites, part, hidden, dropout) for part in parts if part in MIXERS)
+        self.initial = Initial(width, sites, hidden, dropout) if "init" in parts else None
         self.coordinate = Coordinate() if "coordinate" in parts else None
 
     def gradient(self, number: int, site: Site, tap: Tap, delta: Tensor, values: Values, signals: Tensor) -> Values:

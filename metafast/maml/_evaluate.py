@@ -122,7 +122,9 @@ def evaluate(
 def to_model(maml: nn.Module, batch: TaskBatch) -> TaskBatch:
     """The batch on the device and in the floating type of the learner's weights."""
     check_batch(batch)
-    like = next(iter(maml.parameters()))
+    like = next(maml.parameters(), None)
+    if like is None:  # nothing is learned: the batch is as its model takes it
+        return batch
     if batch.query_x.device == like.device and batch.query_x.dtype in (like.dtype, torch.int64):
         return batch
     return batch.to(device=like.device, dtype=like.dtype)
