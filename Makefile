@@ -73,7 +73,7 @@ $(VENV)/.base: $(VENV)/.torch pyproject.toml requirements/build.txt $(PINS)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/torch.txt
-	$(PIP) --no-build-isolation -e '.[demo,dev,hf,hpo,lightning,plots,metrics,triton]'
+	$(PIP) --no-build-isolation -e '.[demo,dev,hf,peft,hpo,lightning,plots,metrics,triton]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
