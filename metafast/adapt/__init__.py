@@ -2,8 +2,9 @@
 
 from metafast.adapt._backbone import Backbone, freeze
 from metafast.adapt._fine_tuner import MetaFineTuner
+from metafast.adapt._pretrain import pretrain, pretrained
 from metafast.adapt._report import Report
 from metafast.adapt._sites import Site
 from metafast.adapt._task_model import TaskModel
 
-__all__ = ["Backbone", "MetaFineTuner", "Report", "Site", "TaskModel", "freeze"]
+__all__ = ["Backbone", "MetaFineTuner", "Report", "Site", "TaskModel", "freeze", "pretrain", "pretrained"]

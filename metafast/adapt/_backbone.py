@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         self.pool = pool
         self.separator = separator
         self._transformers = transformers
+        self.about: dict[str, Any] = {}  # where it is from, if this package made it
         self.eval()
 
     @property

@@ -80,7 +80,9 @@ def inputs_of(model: nn.Module, padding: int | None) -> InputKind:
             continue
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             known = module.padding_idx if padding is None else padding
-            length = model.positions.shape[1] if isinstance(model, SequenceTransformer) else None
+            length = (
+                model.positions.shape[1] if isinstance(model, SequenceTransformer) else getattr(model, "length", None)
+            )
             return InputKind(vocabulary=module.num_embeddings, length=length, padding=known)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return InputKind(channels=module.in_channels, dimensions=module.weight.dim())  # as many as its inputs

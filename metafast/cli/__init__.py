@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 COMMANDS = {
-    "adapt": "Fine-tune frozen models by a meta-network: train, evaluate, adapt, export, report.",
+    "adapt": "Fine-tune frozen models by a meta-network: pretrain, train, evaluate, adapt, export, report.",
     "demo": "Train a small CNN from seven starting learning rates and compare what adapts with what does not.",
     "env": "Print versions, CPU level, devices, and which backend serves which op and why.",
     "hpo": "Predict hyperparameters from a few runs: collect, fit, suggest, compare.",

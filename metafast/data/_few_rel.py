@@ -26,8 +26,7 @@ PARTS = ("train_wiki_subset", "val_wiki")
 WHOLE = "train_wiki"  # of which the first is what fits at hand
 DIM, LENGTH = 50, 32  # of word vectors, of sentences made of them
 # Text beside the training sentences that word vectors are made of: data set, split, column.
-_TEXTS = (("ag_news", "train", "text"), ("imdb", "train", "text"), ("squad_v2", "train", "context"),
-          ("clinc_oos", "train", "text"))  # fmt: skip
+OTHER_TEXTS = (("ag_news", "train", "text"), ("imdb", "train", "text"), ("squad_v2", "train", "context"))
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -85,9 +84,13 @@ def fill_vectors(relations: ClassSet, path: str | None) -> ClassSet:
     return replace(relations, examples=vectors_of(relations.examples, few_rel_vectors(path).vectors))
 
 
-@lru_cache(maxsize=2)
-def few_rel_vectors(path: str | None) -> WordVectors:
-    """Word vectors of the sentences of training relations and of other text, none of validation or test."""
+def training_texts(path: str | None, others: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+    """Lower-case words of the sentences of training relations, none of validation or test, and of other text.
+
+    Args:
+        path: of the relations, as in `load`.
+        others: data set, split and column of the other text.
+    """
     rows = load_few_rel(PARTS[0], path)
     relations = rows["relation"][:]
     names = sorted(set(relations))
@@ -98,9 +101,26 @@ def few_rel_vectors(path: str | None) -> WordVectors:
         if relation in train
     ]
     texts += texts  # they count twice: they are what the vectors are for
-    for name, split, column in _TEXTS:
-        unique = dict.fromkeys(load(name, split)[column][:])
-        texts += [_WORD.findall(text.lower().replace("<br />", " ")) for text in unique]
+    return texts + plain_texts(others)
+
+
+def plain_texts(sources: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+    """The words of the texts in some columns: data set, split and column of each."""
+    found: list[list[str]] = []
+    for name, split, column in sources:
+        found += [split_words(text) for text in dict.fromkeys(load(name, split)[column][:])]
+    return found
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words and signs."""
+    return _WORD.findall(text.lower().replace("<br />", " "))
+
+
+@lru_cache(maxsize=2)
+def few_rel_vectors(path: str | None) -> WordVectors:
+    """Word vectors of the sentences of training relations and of other text, none of validation or test."""
+    texts = training_texts(path, (*OTHER_TEXTS, ("clinc_oos", "train", "text")))
     words = frequent_words(texts)
     vectors = kept(
         "word-vectors",

@@ -14,7 +14,7 @@ from metafast.data._class_sets import ClassSet, ClassSplits, check_disjoint, per
 from metafast.data._few_rel import fill_vectors, read_few_rel, split_few_rel
 from metafast.data._load import load
 from metafast.data._pictures import pictures
-from metafast.data._reading import BUCKETS, PLAIN, Reading, first_rows, joined, texts_of
+from metafast.data._reading import BUCKETS, PLAIN, SEQUENCE, Reading, first_rows, joined, texts_of
 from metafast.data._row_sets import ROW_SETS, split_rows
 from metafast.data._tensors import IMAGE_COLUMNS, LABEL_COLUMNS
 from metafast.data._text import hash_tokens
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Array = np.ndarray[Any, Any]
-SEQUENCE = 48  # words of a text as a sequence, as of a relation's sentence
 ALIASES = {"fewrel": "few_rel"}
 
 # Classes of CIFAR-100 by name, in the data set's order; v and t mark those of CIFAR-FS's validation and test split.

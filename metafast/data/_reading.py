@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 BUCKETS, LENGTH = 2**14, 32  # of hashed texts
+SEQUENCE = 48  # words of a text as a sequence, as of a relation's sentence
 TOKENS = 128  # of a tokenizer's texts
 TEXT_COLUMNS = ("text", "sentence")
 PAIR_COLUMNS = (

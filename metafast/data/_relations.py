@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from metafast._checks import integer
+from metafast.data._text import bucket_of
 
 Array = np.ndarray[Any, Any]
 MARKS = ("<h>", "</h>", "<t>", "</t>")  # around head and tail
@@ -63,7 +63,7 @@ def encode_relations(
     table = np.zeros((len(rows), length), np.int32)
     for index, features in enumerate(rows):
         cut = features[:length]
-        table[index, : len(cut)] = [1 + zlib.crc32(feature.encode()) % (buckets - 1) for feature in cut]
+        table[index, : len(cut)] = [bucket_of(feature, buckets) for feature in cut]
     return table
 
 

@@ -89,4 +89,9 @@ def _buckets(text: str, index: int, buckets: int, ngrams: int) -> list[int]:
         raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}")
     words = _WORD.findall(text.lower())
     grams = [" ".join(words[i : i + n]) for n in range(1, ngrams + 1) for i in range(len(words) - n + 1)]
-    return [1 + zlib.crc32(gram.encode()) % (buckets - 1) for gram in grams]
+    return [bucket_of(gram, buckets) for gram in grams]
+
+
+def bucket_of(word: str, buckets: int) -> int:
+    """The number of a lower-case word."""
+    return 1 + zlib.crc32(word.encode()) % (buckets - 1)
