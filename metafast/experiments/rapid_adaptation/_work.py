@@ -1,0 +1,132 @@
+"""Doing a job: from its record where there is one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from metafast._trainings import StoppedError
+from metafast.experiments._running import Row, is_finished, open_record
+from metafast.experiments.rapid_adaptation import _backbones, _cost
+from metafast.experiments.rapid_adaptation._jobs import NOTE, VALUES, Job, trained
+from metafast.experiments.rapid_adaptation._measure import better, course
+from metafast.experiments.rapid_adaptation._methods import learner
+from metafast.experiments.rapid_adaptation._tasks import Watched, test_tasks, training_tasks, validation_tasks
+from metafast.maml.trainer import Trainer
+from metafast.runs import seed_all
+from metafast.runs._checkpoint import replace_file
+
+TAG = "rapid-adaptation"
+Progress = Callable[[int], None]
+
+
+def do(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> None:
+    """Does one piece to its end.
+
+    Args:
+        job: the piece.
+        root: the folder of the records.
+        progress: called with the steps done.
+        stop: whether to leave.
+
+    Raises:
+        StoppedError: `stop()` was true.
+    """
+    if not is_finished(root / job.name):
+        if stop():
+            raise StoppedError
+        if job.kind == "meta":
+            _meta_train(job, root, progress, stop)
+        else:
+            run, _ = open_record(root / job.name, job.config(), job.seed, TAG)
+            with run:
+                began, cpu = time.perf_counter(), time.thread_time()
+                found = _DO[job.kind](job, root, progress)
+                seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.thread_time() - cpu}
+                run.note(NOTE, **found, **seconds)
+    progress(job.steps)
+
+
+def _backbone(job: Job, root: Path, progress: Progress) -> Row:
+    _backbones.make(job.setup, job.setting, root, job.seed, progress)
+    base = _backbones.backbone(job.setup, job.setting, root)
+    numbers = sum(parameter.numel() for parameter in base.parameters())
+    return {"numbers": numbers, "width": base.width, "model": type(base.model).__name__}
+
+
+def _rates(job: Job, root: Path, progress: Progress) -> Row:
+    base = _backbones.backbone(job.setup, job.setting, root).to(job.device)
+    count, found = job.recipe.val_episodes, []
+    # of a probe only the end is measured, of the others every step
+    steps = None if job.method == "probe" else job.inner_steps
+    for number, rate in enumerate(job.rates):
+        made = learner(job.method, job.setup, base, job.classes, job.inner_steps, rate=rate).to(job.device)
+        tasks = validation_tasks(job.setup, job.classes, job.shots)
+        found.append(course(made, tasks, count, job.classes, steps=steps, device=job.device))
+        progress((number + 1) * count)
+    best = better(found)
+    return {
+        "rate": job.rates[best],
+        "rates": list(job.rates),
+        "accuracy": [float(each.accuracy[:, -1].mean()) for each in found],
+        "loss": [float(each.loss[:, -1].mean()) for each in found],
+    }
+
+
+def _test(job: Job, root: Path, progress: Progress) -> Row:
+    recipe = job.recipe
+    tasks = test_tasks(job.setup, job.shots, job.seed, job.goal)
+    steps = None if job.method in ("probe", "protonet") else recipe.steps
+    made = trained(job, root)
+    mine = course(made, tasks, recipe.episodes, job.classes, steps=steps, progress=progress, device=job.device)
+    values = {"loss": mine.loss, "accuracy": mine.accuracy}
+    done = recipe.episodes
+    base = _backbones.backbone(job.setup, job.setting, root).to(job.device)
+    for rate in job.others:
+        other = learner(job.method, job.setup, base, job.classes, recipe.steps, rate=rate).to(job.device)
+        found = course(other, tasks, recipe.hindsight, job.classes, steps=steps, device=job.device)
+        values |= {f"loss@{rate:g}": found.loss, f"accuracy@{rate:g}": found.accuracy}
+        done += recipe.hindsight
+        progress(done)
+    replace_file(root / job.name / VALUES, lambda file: save_file(values, file))
+    return {"accuracy": float(mine.accuracy[:, -1].mean()), "loss": float(mine.loss[:, -1].mean())}
+
+
+def _meta_train(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> None:
+    setup, method = job.setup, job.method
+    seed_all(job.seed)
+    base = _backbones.backbone(setup, job.setting, root).to(job.device)
+    made = learner(method, setup, base, setup.ways, job.recipe.steps, seed=job.seed).to(job.device)
+    rate = setup.ours.meta_lr if method == "ours" else setup.initial.meta_lr
+    decay = setup.ours.weight_decay if method == "ours" else 0.0
+    Trainer(
+        made,
+        Watched(training_tasks(setup, job.shots, job.seed), progress, stop),
+        setup.meta_steps,
+        val=validation_tasks(setup, setup.ways, job.shots),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, weight_decay=decay),
+        schedule="cosine",
+        clip=10.0,
+        val_every=max(1, setup.meta_steps // 5),
+        val_episodes=job.recipe.val_episodes,
+        log_every=max(1, setup.meta_steps // 20),
+        output=root,
+        name=job.name,
+        seed=job.seed,
+        config=job.config(),
+        tags=[TAG],
+        resume=True,
+        progress=False,
+    ).fit()
+
+
+_DO: Mapping[str, Callable[[Job, Path, Progress], Row]] = {
+    "backbone": _backbone,
+    "rates": _rates,
+    "test": _test,
+    "cost": _cost.measured,
+}
