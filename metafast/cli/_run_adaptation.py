@@ -59,7 +59,7 @@ def run(options: AdaptationOptions) -> None:
             try:
                 _tasks.training_tasks(setup, setup.shots[0], 0)  # before anything is trained
                 for target in setup.targets:
-                    _tasks.test_tasks(setup, setup.target_shots[0], 0, target)
+                    _tasks.held_out_tasks(setup, setup.target_shots[0], 0, target)
             except (OSError, ImportError, ValueError) as error:
                 raise typer.BadParameter(
                     f"{setup.title} cannot be run: {error}\nWithout it: --only with the others", param_hint="--recipe"

@@ -37,7 +37,9 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
     batch = validation_tasks(job.setup, job.classes, job.shots)[0].to(device=job.device)
     x, y = batch.support_x[0], batch.support_y[0]
     base = _backbones.backbone(job.setup, job.setting, root).to(job.device)
-    learners = {name: trained(replace(job, method=name, rate=_rate(job, name)), root) for name in METHODS if name != "none"}
+    learners = {
+        name: trained(replace(job, method=name, rate=_rate(job, name)), root) for name in METHODS if name != "none"
+    }
     calls: dict[str, Callable[[], Any]] = {
         name: lambda made=made: made.adapt(x, y)  # type: ignore[misc]
         for name, made in learners.items()
@@ -51,6 +53,7 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
             clock[name].append(_timed(call, job.device))
         progress(number + 1)
     ours = [wall for wall, _ in clock["ours"]]
+    size = learners["ours"].report()
     ratios = {
         name: statistics.median(mine / theirs for mine, (theirs, _) in zip(ours, clock[name], strict=True))
         for name in ("finetune", HAND)
@@ -68,8 +71,10 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
         },
         "ratios": ratios,
         "support": len(y),
-        "network": _size(learners["ours"]),
-        "backbone": sum(parameter.numel() for parameter in base.parameters()),
+        "network": size.network,
+        "starts": size.starts,
+        "adapted": size.adapted,
+        "backbone": size.base,
     }
 
 
@@ -119,8 +124,3 @@ def _resident(name: str) -> float:
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError(f"{_STATUS} has no {name}")
-
-
-def _size(ours: Any) -> int:
-    """Numbers that the meta-network has learned."""
-    return sum(parameter.numel() for parameter in ours.parameters() if parameter.requires_grad)

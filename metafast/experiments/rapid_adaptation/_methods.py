@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,13 +79,15 @@ def learner(
     """
     if method in RATED:
         adapt = {"probe": "head", "finetune": "all", "lora": "lora:r=4"}[method]
-        return MetaFineTuner(base, adapt, None, ways=ways, steps=steps, inner_lr=rate, on_nan="drop", seed=seed)
+        return MetaFineTuner(base, adapt, None, steps=steps, inner_lr=rate or 0.01, on_nan="drop", seed=seed)
     if method == "protonet":
         return ProtoNet(Classifier(base, ways, seed), head="head", batch_norm="running", on_nan="drop")
     if method == "ours":
         ours = setup.ours
         options = {"on_nan": "drop", "seed": seed, **ours.options}
-        return MetaFineTuner(base, ours.adapt, ours.net, ways=ways, steps=steps, **options)
+        return MetaFineTuner(
+            base, dict(ours.adapt) if isinstance(ours.adapt, Mapping) else ours.adapt, ours.net, steps=steps, **options
+        )
     kind, rate = (MAML, setup.initial.inner_lr) if method == "maml" else (ANIL, setup.initial.head_lr)
     order = setup.initial.order
     # statistics of the backbone, as for the others: those of a batch would tell how its query examples are spread

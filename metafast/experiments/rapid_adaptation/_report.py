@@ -71,9 +71,7 @@ def accuracy_figure(results: Results, cases: list[str]) -> Any:
 
 def course_figure(results: Results, cases: list[str]) -> Any:
     """Query loss before adaptation and after each step."""
-    panels = {
-        case: {METHODS[method]: _one(results, case, method)["losses"] for method in STEPWISE} for case in cases
-    }
+    panels = {case: {METHODS[method]: _one(results, case, method)["losses"] for method in STEPWISE} for case in cases}
     return plots.adaptation_curves(panels, ylabel="query loss", percent=False, log=True)
 
 
@@ -96,7 +94,11 @@ def _figures(results: Results, facts: Mapping[str, Any]) -> list[tuple[str, Any,
     cases = facts["cases"]
     own = [case for case in cases if _one(results, case, "ours")["target"] is None]
     return [
-        ("accuracy", accuracy_figure(results, cases), "Accuracy on test tasks with 95 % intervals, all seeds together."),
+        (
+            "accuracy",
+            accuracy_figure(results, cases),
+            "Accuracy on test tasks with 95 % intervals, all seeds together.",
+        ),
         (
             "course",
             course_figure(results, cases),
@@ -149,8 +151,8 @@ def _case_table(results: Results, case: str) -> str:
     share = next(each for each in results["shares"] if each["case"] == case)
     ends = " and ".join(f"{100 * value:.0f} % after {steps}" for steps, value in share["best"].items())
     return results_table(
-        f"{case}. Mean and 95 % interval over the test tasks of all seeds; rate: chosen on validation tasks. Lost: tasks "
-        "whose loss was not finite, which count as wrong. The meta-network's loss is below that of every rate of "
+        f"{case}. Mean and 95 % interval over the test tasks of all seeds; rate: chosen on validation tasks. Lost: "
+        "tasks whose loss was not finite, which count as wrong. The meta-network's loss is below that of every rate of "
         f"fine-tuning, chosen for each task in hindsight, on {ends} steps ({share['tasks']} tasks).",
         ["method", "accuracy (%)", "by seed", "loss", "steps", "rate", "ms", "ms a step", "CPU ms", "peak MB",
          "meta-training s", "lost"],
@@ -163,7 +165,7 @@ def _body(results: Results, parts: list[str], command: str) -> str:
     methods = "".join(
         f"<li><b>{html.escape(title)}</b>: {html.escape(EXPLAINED[name])}</li>" for name, title in METHODS.items()
     )
-    return f"""<h1>A meta-network that fine-tunes a frozen model, against fine-tuning and meta-learned initializations</h1>
+    return f"""<h1>A meta-network that fine-tunes a frozen model</h1>
 {note(results)}
 <p>Tasks of a few examples per class, of classes that nothing was trained on. Every method adapts with
 {results["settings"]["steps"]} steps, but where it says otherwise, and is tested on the same tasks; seeds differ in

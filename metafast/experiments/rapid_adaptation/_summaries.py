@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,9 +105,7 @@ def shares(plan: Plan, done: Mapping[str, Row], root: Path) -> list[Share]:
     made = []
     for name in plan.names:
         for case in plan.cases(name):
-            ours, tuned, lora = (
-                _values(plan, case, method, done, root) for method in ("ours", "finetune", "lora")
-            )
+            ours, tuned, lora = (_values(plan, case, method, done, root) for method in ("ours", "finetune", "lora"))
             count = plan.recipe.hindsight
             points = range(1, plan.recipe.steps + 1)
             mine = torch.cat([each["loss"][:count] for each in ours])
@@ -151,7 +148,8 @@ def _summary(
     known = done[plan.cost(case, done).name]["methods"].get(method, {}) if case.target is None else {}
     keys = [key for key in values[0] if key.startswith("accuracy@")]
     rates = [torch.cat([each[key][:, -1] for each in values]).double().mean() for key in keys]
-    metas = [done[meta_job(plan.test(case, method, seed, done)).name] for seed in range(plan.seeds)] * (method in META)
+    seeds = range(plan.seeds if method in META else 0)
+    metas = [done[meta_job(plan.test(case, method, seed, done)).name] for seed in seeds]
     return Summary(
         case=plan.title(case),
         setting=case.setting,
@@ -166,7 +164,7 @@ def _summary(
         steps={"none": 0, "protonet": 0}.get(method, job.inner_steps),
         rate=None if method == "none" else job.rate,
         best=max(accuracy, *map(float, rates)) if keys else None,
-        seconds=0.0 if method == "none" and known is not None and case.target is None else known.get("seconds"),
+        seconds=0.0 if method == "none" and case.target is None else known.get("seconds"),
         cpu_seconds=known.get("cpu_seconds"),
         peak_mb=known.get("peak_mb"),
         meta_seconds=sum(each["seconds"] for each in metas) / len(metas) if metas else None,

@@ -38,7 +38,7 @@ def validation_tasks(setup: Setup, ways: int, shots: int) -> Episodes:
     return _still(few_shot(setup.data).val, setup, ways, shots, VAL_SEED)
 
 
-def test_tasks(setup: Setup, shots: int, seed: int, target: Target | None = None) -> Episodes:
+def held_out_tasks(setup: Setup, shots: int, seed: int, target: Target | None = None) -> Episodes:
     """Tasks of the test classes, or of a target, the same for every method.
 
     Args:

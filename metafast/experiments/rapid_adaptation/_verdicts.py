@@ -75,7 +75,9 @@ def _letters(table: Mapping[tuple[str, str | None, int, str], Summary]) -> Verdi
         return Verdict(aim, None, "")
     ours, tuned, probe = (table["omniglot", None, 1, method] for method in ("ours", "finetune", "probe"))
     over, head = _points(ours, tuned), _points(ours, probe)
-    numbers = f"{_accuracy(ours)}; fine-tuning {_accuracy(tuned)} ({over:+.1f}), probe {_accuracy(probe)} ({head:+.1f})."
+    numbers = (
+        f"{_accuracy(ours)}; fine-tuning {_accuracy(tuned)} ({over:+.1f}), probe {_accuracy(probe)} ({head:+.1f})."
+    )
     return Verdict(aim, over >= LETTERS and head >= 0, numbers)
 
 
@@ -95,21 +97,25 @@ def _relations(table: Mapping[tuple[str, str | None, int, str], Summary]) -> Ver
     return Verdict(aim, over >= RELATIONS, "; ".join(parts) + ".")
 
 
-def _transfers(
-    found: Sequence[Summary], table: Mapping[tuple[str, str | None, int, str], Summary]
-) -> list[Verdict]:
+def _transfers(found: Sequence[Summary], table: Mapping[tuple[str, str | None, int, str], Summary]) -> list[Verdict]:
     made = []
     groups = {"images": ("omniglot", "cifar"), "relations to intents": ("fewrel",)}
     for what, settings in groups.items():
         mine = [each for each in found if each.method == "ours" and each.target and each.setting in settings]
         pairs = [(each, table[each.setting, each.target, each.shots, "finetune"]) for each in mine]
         numbers = "; ".join(
-            f"{ours.case} {_accuracy(ours)}, fine-tuning {_accuracy(tuned)} ({_points(ours, tuned):+.1f}; with the rate "
-            f"best in hindsight {100 * (tuned.best or 0):.1f})"
+            f"{ours.case} {_accuracy(ours)}, fine-tuning {_accuracy(tuned)} ({_points(ours, tuned):+.1f}; with the "
+            f"rate best in hindsight {100 * (tuned.best or 0):.1f})"
             for ours, tuned in pairs
         )
         reached = all(_points(ours, tuned) > 0 for ours, tuned in pairs) if pairs else None
-        made.append(Verdict(f"Transfer to data that meta-training never saw ({what}): above plain fine-tuning", reached, numbers + "." * bool(pairs)))
+        made.append(
+            Verdict(
+                f"Transfer to data that meta-training never saw ({what}): above plain fine-tuning",
+                reached,
+                numbers + "." * bool(pairs),
+            )
+        )
     return made
 
 
@@ -123,7 +129,8 @@ def _sizes(plan: Plan, done: Mapping[str, Row]) -> list[Verdict]:
             Verdict(
                 f"{setup.title}: the meta-network has at most {100 * setup.limit:g} % of the backbone's numbers",
                 share <= setup.limit,
-                f"{row['network']:,} of {row['backbone']:,}, {100 * share:.2f} %.",
+                f"{row['network']:,} of {row['backbone']:,}, {100 * share:.2f} %; and {row['starts']:,} learned starts of "
+                "adapters.",
             )
         )
     return made

@@ -15,7 +15,7 @@ from metafast.experiments.rapid_adaptation import _backbones, _cost
 from metafast.experiments.rapid_adaptation._jobs import NOTE, VALUES, Job, trained
 from metafast.experiments.rapid_adaptation._measure import better, course
 from metafast.experiments.rapid_adaptation._methods import learner
-from metafast.experiments.rapid_adaptation._tasks import Watched, test_tasks, training_tasks, validation_tasks
+from metafast.experiments.rapid_adaptation._tasks import Watched, held_out_tasks, training_tasks, validation_tasks
 from metafast.maml.trainer import Trainer
 from metafast.runs import seed_all
 from metafast.runs._checkpoint import replace_file
@@ -39,6 +39,8 @@ def do(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> No
     if not is_finished(root / job.name):
         if stop():
             raise StoppedError
+        tell, last = progress, job.steps - 1
+        progress = lambda done: tell(min(done, last))  # noqa: E731 - the end is told once, when the record says so
         if job.kind == "meta":
             _meta_train(job, root, progress, stop)
         else:
@@ -79,7 +81,7 @@ def _rates(job: Job, root: Path, progress: Progress) -> Row:
 
 def _test(job: Job, root: Path, progress: Progress) -> Row:
     recipe = job.recipe
-    tasks = test_tasks(job.setup, job.shots, job.seed, job.goal)
+    tasks = held_out_tasks(job.setup, job.shots, job.seed, job.goal)
     steps = None if job.method in ("probe", "protonet") else recipe.steps
     made = trained(job, root)
     mine = course(made, tasks, recipe.episodes, job.classes, steps=steps, progress=progress, device=job.device)
@@ -101,14 +103,16 @@ def _meta_train(job: Job, root: Path, progress: Progress, stop: Callable[[], boo
     seed_all(job.seed)
     base = _backbones.backbone(setup, job.setting, root).to(job.device)
     made = learner(method, setup, base, setup.ways, job.recipe.steps, seed=job.seed).to(job.device)
-    rate = setup.ours.meta_lr if method == "ours" else setup.initial.meta_lr
-    decay = setup.ours.weight_decay if method == "ours" else 0.0
+    if method == "ours":
+        optimizer = made.optimizer()
+    else:
+        optimizer = torch.optim.Adam(made.parameters(), lr=setup.initial.meta_lr)
     Trainer(
         made,
         Watched(training_tasks(setup, job.shots, job.seed), progress, stop),
         setup.meta_steps,
         val=validation_tasks(setup, setup.ways, job.shots),
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, weight_decay=decay),
+        optimizer=optimizer,
         schedule="cosine",
         clip=10.0,
         val_every=max(1, setup.meta_steps // 5),
