@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metafast.adapt import Backbone
+from metafast.adapt import Backbone, MetaFineTuner
 from metafast.experiments._running import Row
 from metafast.experiments.rapid_adaptation import _backbones
 from metafast.experiments.rapid_adaptation._jobs import Job, trained
 from metafast.experiments.rapid_adaptation._methods import METHODS, Classifier
 from metafast.experiments.rapid_adaptation._tasks import validation_tasks
 
-HAND = "by hand"  # fine-tuning as one writes it with torch.optim.SGD, for the ratio
+HAND = "by hand"  # fine-tuning as one writes it with torch.optim.SGD
+ENGINE = "engine"  # fine-tuning of pictures on the inner loop's engine
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -40,6 +41,9 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
     learners = {
         name: trained(replace(job, method=name, rate=_rate(job, name)), root) for name in METHODS if name != "none"
     }
+    if not isinstance(learners["finetune"], MetaFineTuner):
+        learners[ENGINE] = learners["finetune"]
+        learners["finetune"] = MetaFineTuner(base, "all", None, steps=job.recipe.steps, inner_lr=_rate(job, "finetune"))
     calls: dict[str, Callable[[], Any]] = {
         name: lambda made=made: made.adapt(x, y)  # type: ignore[misc]
         for name, made in learners.items()
@@ -56,7 +60,8 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
     size = learners["ours"].report()
     ratios = {
         name: statistics.median(mine / theirs for mine, (theirs, _) in zip(ours, clock[name], strict=True))
-        for name in ("finetune", HAND)
+        for name in ("finetune", HAND, ENGINE)
+        if name in clock
     }
     return {
         "methods": {

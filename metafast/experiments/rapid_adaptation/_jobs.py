@@ -117,7 +117,10 @@ def row_of(run: Run) -> Row:
 
 
 def values_of(root: Path, job: Job) -> dict[str, Tensor]:
-    """The courses of a test: "loss" and "accuracy" `[tasks, points]`, and "loss@rate" of other rates."""
+    """What a test measured: "loss" and "accuracy" `[tasks, 1]` at the end, and courses of the first tasks.
+
+    Those are "course_loss" and "course_accuracy" `[tasks, points]`, and "course_loss@rate" of the rates not chosen.
+    """
     return load_file(root / job.name / VALUES)
 
 

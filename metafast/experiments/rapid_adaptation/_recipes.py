@@ -136,7 +136,7 @@ class Recipe:
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 PROBE_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
-OWN = "alfa+init"
+SHORT = Ours("lora:r=4", "alfa+init", {"inner_lr": 0.1, "meta_lr": 1e-3})
 # The plan's meta-training: 32 tasks a step, 10,000 steps, inner rate 0.01, meta rate 1e-4, dropout 0.5, L2 1e-4.
 PLANNED = Ours("lora:r=4", "alfa+mend")
 
@@ -179,15 +179,15 @@ REDUCED = replace(
     repeats=5,
     setups={
         "omniglot": replace(
-            FULL.setups["omniglot"], queries=3, ours=Ours("lora:r=4", OWN, {"inner_lr": 0.1, "meta_lr": 1e-3}), meta_steps=200, tasks=4,
+            FULL.setups["omniglot"], queries=3, ours=SHORT, meta_steps=200, tasks=4,
             meta_queries=3, trained_with={5: 1}, target_shots=(1,),
         ),
         "cifar": replace(
-            FULL.setups["cifar"], queries=10, ours=Ours("lora:r=4", OWN, {"inner_lr": 0.1, "meta_lr": 1e-3}), meta_steps=200, tasks=4,
+            FULL.setups["cifar"], queries=10, ours=SHORT, meta_steps=200, tasks=4,
             meta_queries=10, trained_with={5: 1}, target_shots=(1,),
         ),
         "fewrel": replace(
-            FULL.setups["fewrel"], queries=10, ours=Ours("lora:r=4", OWN, {"inner_lr": 0.1, "meta_lr": 1e-3}), meta_steps=200, tasks=4,
+            FULL.setups["fewrel"], queries=10, ours=SHORT, meta_steps=200, tasks=4,
             meta_queries=5, trained_with={5: 1}, target_shots=(1,),
         ),
     },

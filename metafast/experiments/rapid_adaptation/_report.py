@@ -136,7 +136,7 @@ def _case_table(results: Results, case: str) -> str:
                 [
                     _accuracy(each),
                     seeds,
-                    f"{each['losses'][-1][0]:.3f}",
+                    f"{each['loss'][0]:.3f}",
                     str(each["steps"]),
                     "" if each["rate"] is None else f"{each['rate']:g}",
                     _milliseconds(each["seconds"]),

@@ -28,12 +28,13 @@ class Summary:
         method: its name.
         accuracy, half: mean over the test episodes of all seeds, and half of its 95 % interval; shares from 0 to 1.
         by_seed: mean and half interval of each seed.
-        course: accuracy and half interval before adaptation and after each step; of fewer points where only the end
-            was measured.
+        course: accuracy and half interval before adaptation and after each step, of the first tasks of each seed; of
+            fewer points where only the end was measured.
         losses: query loss likewise.
+        loss: of all tasks after the last step.
         steps: of the adaptation.
         rate: chosen on validation tasks; None: not chosen.
-        best: accuracy with the rate that was best on the test episodes, of plain fine-tuning.
+        best: accuracy on the first tasks with the rate that is best there, of plain fine-tuning.
         seconds, cpu_seconds, peak_mb: of adapting to one task; None where they were not measured.
         meta_seconds: of a meta-training, mean over seeds; None: not meta-trained.
         lost: tasks whose loss was not finite.
@@ -50,6 +51,7 @@ class Summary:
     by_seed: list[list[float]]
     course: list[list[float]]
     losses: list[list[float]]
+    loss: list[float]
     steps: int
     rate: float | None
     best: float | None
@@ -95,7 +97,7 @@ def summaries(plan: Plan, done: Mapping[str, Row], root: Path) -> list[Summary]:
     for name in plan.names:
         for case in plan.cases(name):
             values = {method: _values(plan, case, method, done, root) for method in METHODS if method != "none"}
-            values["none"] = [{key: each[key][:, :1] for key in ("loss", "accuracy")} for each in values["finetune"]]
+            values["none"] = [_before(each) for each in values["finetune"]]
             made += [_summary(plan, case, method, values[method], done) for method in METHODS]
     return made
 
@@ -106,12 +108,9 @@ def shares(plan: Plan, done: Mapping[str, Row], root: Path) -> list[Share]:
     for name in plan.names:
         for case in plan.cases(name):
             ours, tuned, lora = (_values(plan, case, method, done, root) for method in ("ours", "finetune", "lora"))
-            count = plan.recipe.hindsight
             points = range(1, plan.recipe.steps + 1)
-            mine = torch.cat([each["loss"][:count] for each in ours])
-            chosen = torch.cat([each["loss"][:count] for each in tuned])
-            best = torch.cat([lowest(each, count) for each in tuned])
-            low = torch.cat([each["loss"][:count] for each in lora])
+            mine, chosen, low = (torch.cat([each["course_loss"] for each in values]) for values in (ours, tuned, lora))
+            best = torch.cat([lowest(each) for each in tuned])
             made.append(
                 Share(
                     plan.title(case),
@@ -123,9 +122,9 @@ def shares(plan: Plan, done: Mapping[str, Row], root: Path) -> list[Share]:
     return made
 
 
-def lowest(values: Mapping[str, Tensor], count: int) -> Tensor:
+def lowest(values: Mapping[str, Tensor]) -> Tensor:
     """The lowest loss of any rate after each step, task by task."""
-    found: Tensor = torch.stack([v[:count] for key, v in values.items() if key.split("@")[0] == "loss"]).amin(0)
+    found: Tensor = torch.stack([v for key, v in values.items() if key.split("@")[0] == "course_loss"]).amin(0)
     return found
 
 
@@ -142,12 +141,11 @@ def _summary(
     plan: Plan, case: Case, method: str, values: Sequence[Mapping[str, Tensor]], done: Mapping[str, Row]
 ) -> Summary:
     setup = plan.setup(case)
-    course = _intervals([each["accuracy"] for each in values])
-    accuracy, half = course[-1]
+    accuracy, half = _intervals([each["accuracy"] for each in values])[-1]
     job = plan.test(case, "finetune" if method == "none" else method, 0, done)
     known = done[plan.cost(case, done).name]["methods"].get(method, {}) if case.target is None else {}
-    keys = [key for key in values[0] if key.startswith("accuracy@")]
-    rates = [torch.cat([each[key][:, -1] for each in values]).double().mean() for key in keys]
+    keys = [key for key in values[0] if key.startswith("course_accuracy")]
+    rates = [float(torch.cat([each[key][:, -1] for each in values]).double().mean()) for key in keys]
     seeds = range(plan.seeds if method in META else 0)
     metas = [done[meta_job(plan.test(case, method, seed, done)).name] for seed in seeds]
     return Summary(
@@ -159,11 +157,12 @@ def _summary(
         accuracy=accuracy,
         half=half,
         by_seed=[_intervals([each["accuracy"]])[-1] for each in values],
-        course=course,
-        losses=_intervals([each["loss"] for each in values]),
+        course=_intervals([each["course_accuracy"] for each in values]),
+        losses=_intervals([each["course_loss"] for each in values]),
+        loss=_intervals([each["loss"] for each in values])[-1],
         steps={"none": 0, "protonet": 0}.get(method, job.inner_steps),
         rate=None if method == "none" else job.rate,
-        best=max(accuracy, *map(float, rates)) if keys else None,
+        best=max(rates) if method == "finetune" else None,
         seconds=0.0 if method == "none" and case.target is None else known.get("seconds"),
         cpu_seconds=known.get("cpu_seconds"),
         peak_mb=known.get("peak_mb"),
@@ -171,6 +170,12 @@ def _summary(
         lost=sum(int((~each["loss"][:, -1].isfinite()).sum()) for each in values),
         episodes=len(values[0]["loss"]),
     )
+
+
+def _before(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first point of a course as all that there is."""
+    first = {key: values[f"course_{key}"][:, :1] for key in ("loss", "accuracy")}
+    return {**first, **{f"course_{key}": value for key, value in first.items()}}
 
 
 def _intervals(values: Sequence[Tensor]) -> list[list[float]]:

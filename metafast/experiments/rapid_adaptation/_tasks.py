@@ -52,9 +52,19 @@ def held_out_tasks(setup: Setup, shots: int, seed: int, target: Target | None = 
     return _still(_target(setup, target), setup, target.ways, shots, TEST_SEED + seed)
 
 
-def with_classes(batch: TaskBatch, ways: int) -> TaskBatch:
-    """The batch for a head that may be wider than its tasks."""
-    return replace(batch, classes=torch.full((len(batch),), ways, dtype=torch.int64, device=batch.query_y.device))
+def prepared(batch: TaskBatch, ways: int) -> TaskBatch:
+    """The batch for a head that may be wider than its tasks, and without columns of nothing but padding.
+
+    Args:
+        batch: of tasks.
+        ways: their classes.
+    """
+    classes = torch.full((len(batch),), ways, dtype=torch.int64, device=batch.query_y.device)
+    if batch.query_x.dtype != torch.int64:
+        return replace(batch, classes=classes)
+    words = max(int((x != 0).any((0, 1)).nonzero().max()) for x in (batch.support_x, batch.query_x)) + 1
+    support, query = batch.support_x[..., :words], batch.query_x[..., :words]
+    return replace(batch, support_x=support.contiguous(), query_x=query.contiguous(), classes=classes)
 
 
 class Watched:
@@ -62,6 +72,7 @@ class Watched:
 
     Args:
         inner: the episodes.
+        ways: classes of a task.
         progress: called with the number of meta-batches handed out before.
         stop: whether to leave.
 
@@ -69,8 +80,8 @@ class Watched:
         StoppedError: from the loop, when `stop()` is true.
     """
 
-    def __init__(self, inner: Episodes, progress: Callable[[int], None], stop: Callable[[], bool]) -> None:
-        self.inner, self._progress, self._stop = inner, progress, stop
+    def __init__(self, inner: Episodes, ways: int, progress: Callable[[int], None], stop: Callable[[], bool]) -> None:
+        self.inner, self._ways, self._progress, self._stop = inner, ways, progress, stop
 
     def __iter__(self) -> Iterator[TaskBatch]:
         done = int(self.inner.state_dict()["batch"])
@@ -78,7 +89,7 @@ class Watched:
             if self._stop():
                 raise StoppedError
             self._progress(number)
-            yield batch
+            yield prepared(batch, self._ways)
 
     def state_dict(self) -> dict[str, Any]:
         """The position."""

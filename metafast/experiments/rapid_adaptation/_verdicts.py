@@ -129,8 +129,8 @@ def _sizes(plan: Plan, done: Mapping[str, Row]) -> list[Verdict]:
             Verdict(
                 f"{setup.title}: the meta-network has at most {100 * setup.limit:g} % of the backbone's numbers",
                 share <= setup.limit,
-                f"{row['network']:,} of {row['backbone']:,}, {100 * share:.2f} %; and {row['starts']:,} learned starts of "
-                "adapters.",
+                f"{row['network']:,} of {row['backbone']:,}, {100 * share:.2f} %; and {row['starts']:,} learned "
+                "starts of adapters.",
             )
         )
     return made
@@ -145,9 +145,11 @@ def _times(plan: Plan, done: Mapping[str, Row]) -> Verdict:
                 tuned, hand = row["ratios"]["finetune"], row["ratios"]["by hand"]
                 worst = max(worst, tuned, hand)
                 seconds = row["methods"]["ours"]["seconds"]
+                engine = row["ratios"].get("engine")
                 parts.append(
-                    f"{plan.title(case)} {1000 * seconds:.0f} ms, {tuned:.2f} times the package's fine-tuning, "
+                    f"{plan.title(case)} {1000 * seconds:.0f} ms, {tuned:.2f} times MetaFineTuner's fine-tuning, "
                     f"{hand:.2f} times a loop with torch.optim.SGD"
+                    + (f", {engine:.2f} times the engine for initializations" if engine else "")
                 )
     return Verdict(
         f"Adaptation takes at most {SLOWER:g} times plain fine-tuning's time for the same steps, side by side",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from metafast._trainings import StoppedError
 from metafast.experiments._running import Row, is_finished, open_record
 from metafast.experiments.rapid_adaptation import _backbones, _cost
 from metafast.experiments.rapid_adaptation._jobs import NOTE, VALUES, Job, trained
-from metafast.experiments.rapid_adaptation._measure import better, course
+from metafast.experiments.rapid_adaptation._measure import Course, better, course
 from metafast.experiments.rapid_adaptation._methods import learner
 from metafast.experiments.rapid_adaptation._tasks import Watched, held_out_tasks, training_tasks, validation_tasks
 from metafast.maml.trainer import Trainer
@@ -63,12 +64,10 @@ def _backbone(job: Job, root: Path, progress: Progress) -> Row:
 def _rates(job: Job, root: Path, progress: Progress) -> Row:
     base = _backbones.backbone(job.setup, job.setting, root).to(job.device)
     count, found = job.recipe.val_episodes, []
-    # of a probe only the end is measured, of the others every step
-    steps = None if job.method == "probe" else job.inner_steps
     for number, rate in enumerate(job.rates):
         made = learner(job.method, job.setup, base, job.classes, job.inner_steps, rate=rate).to(job.device)
         tasks = validation_tasks(job.setup, job.classes, job.shots)
-        found.append(course(made, tasks, count, job.classes, steps=steps, device=job.device))
+        found.append(course(made, tasks, count, job.classes, steps=None, device=job.device))
         progress((number + 1) * count)
     best = better(found)
     return {
@@ -80,22 +79,30 @@ def _rates(job: Job, root: Path, progress: Progress) -> Row:
 
 
 def _test(job: Job, root: Path, progress: Progress) -> Row:
-    recipe = job.recipe
-    tasks = held_out_tasks(job.setup, job.shots, job.seed, job.goal)
-    steps = None if job.method in ("probe", "protonet") else recipe.steps
-    made = trained(job, root)
-    mine = course(made, tasks, recipe.episodes, job.classes, steps=steps, progress=progress, device=job.device)
-    values = {"loss": mine.loss, "accuracy": mine.accuracy}
-    done = recipe.episodes
+    """The course of the first tasks, the end of all, and of the first also the courses of the rates not chosen."""
+    recipe, whole = job.recipe, job.recipe.hindsight
     base = _backbones.backbone(job.setup, job.setting, root).to(job.device)
+    tasks = held_out_tasks(job.setup, job.shots, job.seed, job.goal)
+    stepwise = job.method not in ("probe", "protonet")
+    options: dict[str, Any] = {"steps": recipe.steps if stepwise else None, "device": job.device}
+    made = trained(job, root)
+    mine = course(made, tasks, whole, job.classes, progress=progress, **options)
+    values = {"course_loss": mine.loss, "course_accuracy": mine.accuracy}
+    end, done = mine.end, whole
+    if recipe.episodes > whole:
+        rest = course(made, tasks, recipe.episodes, job.classes, every=False, first=whole, progress=progress, **options)
+        end = Course(torch.cat([end.loss, rest.loss]), torch.cat([end.accuracy, rest.accuracy]))
+        done = recipe.episodes
+    values |= {"loss": end.loss, "accuracy": end.accuracy}
     for rate in job.others:
         other = learner(job.method, job.setup, base, job.classes, recipe.steps, rate=rate).to(job.device)
-        found = course(other, tasks, recipe.hindsight, job.classes, steps=steps, device=job.device)
-        values |= {f"loss@{rate:g}": found.loss, f"accuracy@{rate:g}": found.accuracy}
-        done += recipe.hindsight
+        found = course(other, tasks, whole, job.classes, **options)
+        values |= {f"course_loss@{rate:g}": found.loss, f"course_accuracy@{rate:g}": found.accuracy}
+        done += whole
         progress(done)
+    values = {name: value.contiguous() for name, value in values.items()}
     replace_file(root / job.name / VALUES, lambda file: save_file(values, file))
-    return {"accuracy": float(mine.accuracy[:, -1].mean()), "loss": float(mine.loss[:, -1].mean())}
+    return {"accuracy": float(end.accuracy.mean()), "loss": float(end.loss.mean())}
 
 
 def _meta_train(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> None:
@@ -103,16 +110,13 @@ def _meta_train(job: Job, root: Path, progress: Progress, stop: Callable[[], boo
     seed_all(job.seed)
     base = _backbones.backbone(setup, job.setting, root).to(job.device)
     made = learner(method, setup, base, setup.ways, job.recipe.steps, seed=job.seed).to(job.device)
-    if method == "ours":
-        optimizer = made.optimizer()
-    else:
-        optimizer = torch.optim.Adam(made.parameters(), lr=setup.initial.meta_lr)
+    initial = torch.optim.Adam(made.parameters(), lr=setup.initial.meta_lr)
     Trainer(
         made,
-        Watched(training_tasks(setup, job.shots, job.seed), progress, stop),
+        Watched(training_tasks(setup, job.shots, job.seed), setup.ways, progress, stop),
         setup.meta_steps,
         val=validation_tasks(setup, setup.ways, job.shots),
-        optimizer=optimizer,
+        optimizer=made.optimizer() if method == "ours" else initial,
         schedule="cosine",
         clip=10.0,
         val_every=max(1, setup.meta_steps // 5),
