@@ -58,6 +58,7 @@ def measured(job: Job, root: Path, progress: Callable[[int], None]) -> Row:
         progress(number + 1)
     ours = [wall for wall, _ in clock["ours"]]
     size = learners["ours"].report()
+    gc.collect()
     ratios = {
         name: statistics.median(mine / theirs for mine, (theirs, _) in zip(ours, clock[name], strict=True))
         for name in ("finetune", HAND, ENGINE)
@@ -113,7 +114,6 @@ def _wait(device: str) -> None:
 
 def _peak(call: Callable[[], Any]) -> float | None:
     """The most that was resident beyond what was before, in MB of 10^6 bytes; None where the kernel does not tell."""
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed would hide what this one takes
         before = _resident("VmRSS")

@@ -170,29 +170,30 @@ FULL = Recipe(
     about="The plan's sizes: 32 tasks a step, 10,000 meta-steps, three seeds. Days of a CPU; give it a GPU.",
 )  # fmt: skip
 
-# Measured on two cores: see docs/adapt.md. Meta-steps are what fits 45 minutes with three seeds.
 REDUCED = replace(
     FULL,
     name="reduced",
-    hindsight=200,
-    val_episodes=100,
+    episodes=200,
+    hindsight=40,
+    val_episodes=60,
     repeats=5,
     setups={
         "omniglot": replace(
-            FULL.setups["omniglot"], queries=3, ours=SHORT, meta_steps=200, tasks=4,
-            meta_queries=3, trained_with={5: 1}, target_shots=(1,),
+            FULL.setups["omniglot"], queries=2, ours=SHORT, meta_steps=150, tasks=4, meta_queries=2,
+            trained_with={5: 1}, target_shots=(1,),
         ),
         "cifar": replace(
-            FULL.setups["cifar"], queries=10, ours=SHORT, meta_steps=200, tasks=4,
-            meta_queries=10, trained_with={5: 1}, target_shots=(1,),
+            FULL.setups["cifar"], queries=5, ours=SHORT, meta_steps=200, tasks=4, meta_queries=5,
+            trained_with={5: 1}, target_shots=(1,),
         ),
         "fewrel": replace(
-            FULL.setups["fewrel"], queries=10, ours=SHORT, meta_steps=200, tasks=4,
-            meta_queries=5, trained_with={5: 1}, target_shots=(1,),
+            FULL.setups["fewrel"], queries=5, ours=SHORT, meta_steps=150, tasks=4, meta_queries=5,
+            trained_with={5: 1}, target_shots=(1,),
         ),
     },
-    about="Three quarters of an hour on two cores: small backbones pre-trained here, short meta-trainings, 600 test "
-    "episodes per seed. Methods compare with each other, not with published tables.",
+    about="Three quarters of an hour on two cores: small backbones pre-trained here, short meta-trainings with one "
+    "example per class, 200 test episodes of each of three seeds. Methods compare with each other, not with published "
+    "tables.",
 )  # fmt: skip
 
 SMOKE = replace(

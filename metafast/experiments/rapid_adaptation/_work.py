@@ -40,15 +40,17 @@ def do(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> No
     if not is_finished(root / job.name):
         if stop():
             raise StoppedError
-        tell, last = progress, job.steps - 1
-        progress = lambda done: tell(min(done, last))  # noqa: E731 - the end is told once, when the record says so
+
+        def tell(done: int) -> None:
+            progress(min(done, job.steps - 1))  # the end is told once, when the record says so
+
         if job.kind == "meta":
-            _meta_train(job, root, progress, stop)
+            _meta_train(job, root, tell, stop)
         else:
             run, _ = open_record(root / job.name, job.config(), job.seed, TAG)
             with run:
                 began, cpu = time.perf_counter(), time.thread_time()
-                found = _DO[job.kind](job, root, progress)
+                found = _DO[job.kind](job, root, tell)
                 seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.thread_time() - cpu}
                 run.note(NOTE, **found, **seconds)
     progress(job.steps)
