@@ -75,8 +75,11 @@ def use(patch):
     """Those classes and backbones in place of the real ones."""
 
     def pretrain(name, output, *, steps, seed, progress=None, **options):
+        output.parent.mkdir(parents=True, exist_ok=True)
         save_file({"weight": torch.zeros(steps)}, output)
-        return pretrained(name, output)
+        made = pretrained(name, output)
+        made.about = {"title": f"a tiny {name}", "objective": "classes"}
+        return made
 
     def pretrained(name, path):
         assert path.is_file()

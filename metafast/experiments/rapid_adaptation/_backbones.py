@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from metafast.adapt import Backbone, freeze, pretrain, pretrained
 from metafast.experiments.rapid_adaptation._recipes import Setup
@@ -40,10 +41,17 @@ def backbone(setup: Setup, name: str, root: Path) -> Backbone:
     return _loaded[key]
 
 
-def make(setup: Setup, name: str, root: Path, seed: int, progress: Callable[[int], None]) -> None:
-    """Pre-trains a data set's own backbone, where it has one."""
+def make(setup: Setup, name: str, root: Path, seed: int, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Pre-trains a data set's own backbone, where it has one, and says how.
+
+    Args:
+        setup: the data set.
+        name: its name.
+        root: the folder of the records.
+        seed: of the pre-training.
+        progress: called with its steps.
+    """
     if setup.backbone in OWN:
-        file = file_of(root, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        options = {} if setup.pretrain_steps is None else {"steps": setup.pretrain_steps}
-        pretrain(setup.backbone, file, seed=seed, progress=progress, **options)
+        made = pretrain(setup.backbone, file_of(root, name), seed=seed, steps=setup.pretrain_steps, progress=progress)
+        return dict(made.about)
+    return {"title": f"{setup.backbone}, of transformers"}

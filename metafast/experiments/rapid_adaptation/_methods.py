@@ -31,7 +31,7 @@ EXPLAINED = {
     "probe": "the head alone on the frozen backbone, by gradient descent, many more steps than the others",
     "finetune": "head and all weights of the backbone by gradient descent, as many steps as the meta-network",
     "lora": "the same with adapters of rank 4 in place of the backbone's weights",
-    "protonet": "the nearest mean feature of the frozen backbone, not trained on episodes; no steps",
+    "protonet": "the nearest mean feature of the frozen backbone, which is not trained further; no steps",
     "maml": "meta-trained from the backbone's weights on as many tasks as the meta-network; all weights adapt",
     "anil": "likewise; the head alone adapts",
     "ours": "metafast.adapt.MetaFineTuner, meta-trained; the backbone stays frozen",

@@ -115,12 +115,17 @@ def _figures(results: Results, facts: Mapping[str, Any]) -> list[tuple[str, Any,
 
 def _section(results: Results, facts: Mapping[str, Any], pictures: list[str]) -> str:
     backbone = facts["backbone"]
+    about = backbone["about"]
+    objective = {
+        "classes": "to tell all training classes apart",
+        "episodes": "on episodes, by nearest prototypes, so that the ProtoNet head is one that was trained",
+    }.get(about.get("objective"), "elsewhere")
     tables = "".join(_case_table(results, case) for case in facts["cases"])
     return (
         f"<h2>{html.escape(facts['title'])}</h2>"
-        f"<p>Backbone <code>{html.escape(backbone['name'])}</code>: {html.escape(backbone['model'])}, "
-        f"{backbone['numbers']:,} numbers, {backbone['width']} features; pre-trained once for all seeds, on training "
-        f"classes only, frozen.</p>{''.join(pictures)}{tables}"
+        f"<p>Backbone <code>{html.escape(backbone['name'])}</code>: {html.escape(about['title'])}, "
+        f"{backbone['numbers']:,} numbers, {backbone['width']} features; one for all seeds, frozen, pre-trained "
+        f"{objective}.</p>{''.join(pictures)}{tables}"
     )
 
 

@@ -57,10 +57,10 @@ def do(job: Job, root: Path, progress: Progress, stop: Callable[[], bool]) -> No
 
 
 def _backbone(job: Job, root: Path, progress: Progress) -> Row:
-    _backbones.make(job.setup, job.setting, root, job.seed, progress)
+    about = _backbones.make(job.setup, job.setting, root, job.seed, progress)
     base = _backbones.backbone(job.setup, job.setting, root)
     numbers = sum(parameter.numel() for parameter in base.parameters())
-    return {"numbers": numbers, "width": base.width, "model": type(base.model).__name__}
+    return {"numbers": numbers, "width": base.width, "model": type(base.model).__name__, "about": about}
 
 
 def _rates(job: Job, root: Path, progress: Progress) -> Row:
