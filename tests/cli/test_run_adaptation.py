@@ -32,7 +32,7 @@ def words(result):
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", result.output).replace("│", " ").split())
 
 
-def test_one_data_set_and_then_more_seeds(tiny, tmp_path):
+def test_one_data_set_and_again(tiny, tmp_path, monkeypatch):
     output = tmp_path / "out"
     first = call("--only", "omniglot", "--seeds", 1, "--workers", 1, "--output", output)
     assert first.exit_code == 0, first.output
@@ -48,12 +48,12 @@ def test_one_data_set_and_then_more_seeds(tiny, tmp_path):
     assert "a few steps." in page and "--only omniglot --seeds 1" in page
 
     before = json.loads((output / "results.json").read_text())
-    second = call("--only", "omniglot", "--seeds", 2, "--workers", 1, "--output", output)
+    monkeypatch.setattr(
+        "metafast.plots.save", lambda plot, stem: [output / f"{stem.name}.{end}" for end in ("png", "svg")]
+    )
+    second = call("--only", "omniglot", "--seeds", 1, "--workers", 1, "--output", output)
     assert second.exit_code == 0, second.output
-    after = json.loads((output / "results.json").read_text())
-    for old, new in zip(before["summaries"], after["summaries"], strict=True):
-        assert new["by_seed"][:1] == old["by_seed"] and len(new["by_seed"]) == 2
-    assert len(list_runs(output / "runs", status="finished")) == count + 3 + 14
+    assert json.loads((output / "results.json").read_text()) == before
 
 
 def test_ctrl_c_says_how_to_go_on(tiny, tmp_path, monkeypatch):
