@@ -123,9 +123,9 @@ class Site(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output with the numbers of each task."""
+        out, left = self.run(x, self.values)
         if self.reuse is not None:
             self.reuse.entered = True
-        out, left = self.run(x, self.values)
         if self.tape is not None:
             leaf = not out.requires_grad
             out = out.detach().requires_grad_() if leaf else out

@@ -31,7 +31,8 @@ class Tree:
         self.reuse = Reuse()
         for site in sites:
             site.reuse = self.reuse
-        for module in _free(self.backbone.model):
+        # the module of the first site sees frozen inputs too
+        for module in [*_free(self.backbone.model), *(site.module for site in sites)]:
             module.forward = Once(module.forward, self.reuse)
 
     def features(
@@ -66,7 +67,7 @@ class Tree:
 
 
 class Reuse:
-    """What the modules before the first site gave for some inputs.
+    """What the modules up to that of the first site gave for some inputs.
 
     They see the same inputs in every step of adaptation, so that their outputs are computed in the first and handed out
     in the others. An output that was changed in place behind them cannot be kept: then nothing is.

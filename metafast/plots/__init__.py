@@ -1,10 +1,11 @@
 """Plots of runs: loss, learning rates, rates of layers, how far a result depends on the starting rate,
-meta-learning, tuning, and how well hyperparameters are predicted.
+meta-learning, adaptation, tuning, and how well hyperparameters are predicted.
 
 Every function returns a matplotlib `Figure` that belongs to nobody else (no pyplot state); `save` writes PNG and SVG.
 Needs matplotlib: `pip install 'metafast[plots]'`.
 """
 
+from metafast.plots._adapt import accuracy_bars, accuracy_by_time
 from metafast.plots._figures import accuracy_by_rate, learning_rates, loss_curves
 from metafast.plots._heat import rate_heatmap
 from metafast.plots._hpo import RegretCurve, calibration_curves, predicted_and_true, regret_curves, share_bars
@@ -16,7 +17,9 @@ from metafast.plots._tune import CostPanel, hyperparameter_trajectories, metric_
 __all__ = [
     "CostPanel",
     "RegretCurve",
+    "accuracy_bars",
     "accuracy_by_rate",
+    "accuracy_by_time",
     "adaptation_curves",
     "calibration_curves",
     "hyperparameter_trajectories",
