@@ -57,22 +57,22 @@ def test_trained_kept_and_read_again(objective, small, tmp_path):
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(small, tmp_path):
     def stop(step):
-        if step == 4:
+        if step == 5:
             raise KeyboardInterrupt
 
-    whole = pretrain("omniglot", tmp_path / "a.safetensors", steps=7, episodes=4)
+    whole = pretrain("omniglot", tmp_path / "a.safetensors", steps=30, episodes=4)
     with pytest.raises(KeyboardInterrupt):
-        pretrain("omniglot", tmp_path / "b.safetensors", steps=7, episodes=4, progress=stop)
+        pretrain("omniglot", tmp_path / "b.safetensors", steps=30, episodes=4, progress=stop)
     assert not (tmp_path / "b.safetensors").exists()
     with pytest.raises(ValueError, match="holds a backbone of seed 0, not 1"):
-        pretrain("omniglot", tmp_path / "b.safetensors", steps=7, seed=1)
+        pretrain("omniglot", tmp_path / "b.safetensors", steps=30, seed=1)
     steps: list[int] = []
-    resumed = pretrain("omniglot", tmp_path / "b.safetensors", steps=7, episodes=4, progress=steps.append)
-    assert steps == [4, 5, 6, 7]  # step 3 was the last one kept
+    resumed = pretrain("omniglot", tmp_path / "b.safetensors", steps=30, episodes=4, progress=steps.append)
+    assert steps == [*range(4, 31)]  # step 3 was the last one kept
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     (tmp_path / "b.safetensors").unlink()
-    again = pretrain("omniglot", tmp_path / "b.safetensors", steps=7, episodes=4)
+    again = pretrain("omniglot", tmp_path / "b.safetensors", steps=30, episodes=4)
     assert torch.equal(next(again.parameters()), next(whole.parameters()))
 
 
