@@ -34,7 +34,9 @@ class Initial(nn.Module):
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(()))
         self.down, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-        self.task = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.task = nn.Sequential(
+            nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.counts = [site.modulations for site in sites]
         self.shifts = nn.Linear(hidden, sum(self.counts)) if sum(self.counts) else None
         for layer in (self.up, self.shifts):

@@ -52,6 +52,9 @@ def make(setup: Setup, name: str, root: Path, seed: int, progress: Callable[[int
         progress: called with its steps.
     """
     if setup.backbone in OWN:
-        made = pretrain(setup.backbone, file_of(root, name), seed=seed, steps=setup.pretrain_steps, progress=progress)
+        made = pretrain(
+            setup.backbone, file_of(root, name), seed=seed, steps=setup.pretrain_steps, objective=setup.objective,
+            progress=progress,
+        )  # fmt: skip
         return dict(made.about)
     return {"title": f"{setup.backbone}, of transformers"}

@@ -90,7 +90,7 @@ class Job:
     @property
     def rates(self) -> tuple[float, ...]:
         """What a rate is chosen from."""
-        return self.setup.probe_rates if self.method == "probe" else self.setup.rates
+        return {"probe": self.setup.probe_rates, "lora": self.setup.lora_rates}.get(self.method, self.setup.rates)
 
     @property
     def others(self) -> tuple[float, ...]:
