@@ -130,8 +130,8 @@ def question_tasks(
     """Meta-batches whose tasks are articles: answers in the article's paragraphs, from a few of its questions.
 
     Inputs are the tokens of question and paragraph, `[T, N, length]`; a target is `start * length + end` of the tokens
-    of the answer, and 0 (the first token) where there is none. A paragraph that is too long is cut at its end; a question
-    whose answer is lost by that is left out, and `left_out` counts them.
+    of the answer, and 0 (the first token) where there is none. Long paragraphs are cut at their end; questions that
+    lose their answer by that are left out, and `left_out` counts them.
 
     Args:
         name: a data set in SQuAD's columns, such as "squad_v2"; `load` says where it is looked for.
