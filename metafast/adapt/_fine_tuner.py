@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metafast._checks import integer
 from metafast.adapt import _file as file
 from metafast.adapt._backbone import Backbone, freeze
 from metafast.adapt._choice import Adapt, sites
-from metafast.adapt._losses import LOSSES, measures, task_losses
-from metafast.adapt._net import Memory, MetaNetwork, parse
+from metafast.adapt._loop import Course, Loop, key
+from metafast.adapt._losses import LOSSES, measures
+from metafast.adapt._net import MetaNetwork, parse
 from metafast.adapt._report import Report, report_of
-from metafast.adapt._sites import Site, Values
+from metafast.adapt._sites import Site
 from metafast.adapt._task_model import TaskModel
-from metafast.adapt._tasks import Examples, check_two_classes, class_count, one_task
+from metafast.adapt._tasks import check_two_classes, class_count, one_task
 from metafast.adapt._tree import Tree
 from metafast.innerloop._attach import Attach
 from metafast.innerloop._call import take_tasks
@@ -37,25 +35,6 @@ if TYPE_CHECKING:
 ON_NAN = ("raise", "drop")
 # Rates live in log space and starts are few numbers: they learn this much faster than the networks.
 FAST = 10.0
-
-
-@dataclass
-class Course:
-    """What adaptation to a batch of tasks came to.
-
-    Args:
-        losses: `[T]` of the query sets after the last step, differentiable.
-        support_losses: `[T, K]`, before each step.
-        query_losses: `[T, K + 1]`; NaN where not asked for.
-        outputs: of the query examples, `[T, Q, C]` or `[T, Q, L, 2]`, at the steps asked for.
-        values: of each site after the last step, and of the head.
-    """
-
-    losses: Tensor
-    support_losses: Tensor
-    query_losses: Tensor
-    outputs: list[Tensor]
-    values: list[Values]
 
 
 class MetaFineTuner(TaskLearner):
@@ -159,7 +138,7 @@ class MetaFineTuner(TaskLearner):
             torch.manual_seed(self.seed)
             found = sites(base.model, adapt)
             self.starts = nn.ParameterDict(
-                {_key(site, name): value for site in found for name, value in site.start().items()}
+                {key(site, name): value for site in found for name, value in site.start().items()}
             )
             self.net = MetaNetwork(self.parts, found, base.width, self.steps, self.inner_lr, self.dropout, self.hidden)
         self.base = base
@@ -189,6 +168,7 @@ class MetaFineTuner(TaskLearner):
 
     @property
     def tree(self) -> Tree:
+        """The frozen model with its sites."""
         return self._tree[0]
 
     @property
@@ -224,14 +204,14 @@ class MetaFineTuner(TaskLearner):
         share = torch.full((tasks,), 1 / tasks, dtype=torch.float64) if task_weights is None else task_weights.double()
         learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
         order = self.order if torch.is_grad_enabled() and learned else 0
-        size = self.chunk or tasks
+        loop, size = self._loop(), self.chunk or tasks
         apart = order > 0 and size < tasks
         courses, dropped, kept_share = [], [], 0.0
         total: Any = 0.0
         grads = [torch.zeros_like(parameter) for parameter in learned] if apart else []
         for begin in range(0, tasks, size):
             part, weights = batch[begin : begin + size], share[begin : begin + size]
-            course = self._unroll(part, steps, order, classes)
+            course = loop.run(part, steps, order, classes)
             courses.append(course)
             losses, wrong = course.losses, ~course.losses.detach().isfinite().cpu() & (weights != 0)
             if bool(wrong.any()):
@@ -241,7 +221,9 @@ class MetaFineTuner(TaskLearner):
                 if not rest:
                     continue
                 weights = weights[rest]
-                losses = self._unroll(take_tasks(part, rest), steps, order, classes).losses if order else losses[rest]
+                losses = (
+                    self._loop().run(take_tasks(part, rest), steps, order, classes).losses if order else losses[rest]
+                )
             value = (losses * weights.to(losses)).sum()
             kept_share += float(weights.sum())
             if apart:
@@ -279,7 +261,7 @@ class MetaFineTuner(TaskLearner):
         steps = self.steps if steps is None else integer("steps", steps, minimum=1)
         classes, size = self._check(batch), self.chunk or len(batch)
         parts = [batch[begin : begin + size] for begin in range(0, len(batch), size)]
-        courses = [self._unroll(part, steps, 0, classes, every=True) for part in parts]
+        courses = [self._loop().run(part, steps, 0, classes, every=True) for part in parts]
         for step in range(steps + 1):
             yield self._metrics(batch, courses, step)
 
@@ -303,7 +285,7 @@ class MetaFineTuner(TaskLearner):
         batch = one_task(x, y)
         classes = self._check(batch)
         with torch.no_grad():
-            course = self._unroll(batch, steps, 0, classes, query=False)
+            course = self._loop().run(batch, steps, 0, classes, query=False)
         values = [{name: value[0] for name, value in own.items()} for own in course.values]
         for site, own in zip([*self.sites, None], values, strict=True):
             for name, value in own.items():
@@ -388,6 +370,10 @@ class MetaFineTuner(TaskLearner):
 
     # ---- inside
 
+    def _loop(self) -> Loop:
+        like = next(self.parameters(), next(self.base.parameters()))
+        return Loop(self.tree, self.net, self.starts, self.head, self.loss, self.order, like)
+
     def _check(self, batch: TaskBatch) -> int:
         """How many classes the heads have."""
         check_batch(batch)
@@ -419,131 +405,6 @@ class MetaFineTuner(TaskLearner):
             "query_losses": query,
             "logits": outputs,
         }
-
-    def _starts(self, tasks: int, classes: int, like: Tensor) -> list[Values]:
-        """The numbers of each site and of the head before adaptation, `[T, *shape]`."""
-        found = [
-            {name: self.starts[_key(site, name)].expand(tasks, *shape) for name, shape in site.shapes.items()}
-            for site in self.sites
-        ]
-        if self.head is not None:
-            found.append({name: value.expand(tasks, *value.shape) for name, value in self.head.items()})
-        else:
-            width = self.base.width
-            found.append({"weight": like.new_zeros(tasks, classes, width), "bias": like.new_zeros(tasks, classes)})
-        return found
-
-    def _unroll(
-        self, batch: TaskBatch, steps: int, order: int, classes: int, *, every: bool = False, query: bool = True
-    ) -> Course:
-        """Adaptation to a batch of tasks; `order` 0 has no gradients."""
-        tasks, like = len(batch), next(self.parameters(), next(self.base.parameters()))
-        support, asked = (Examples.of(batch, part) for part in ("support", "query"))
-        memory = Memory()
-        query_losses, outputs = [], []
-        with torch.set_grad_enabled(order > 0):
-            values = self._starts(tasks, classes, like)
-            if self.net.initial is not None:
-                values = self._read_off(values, support, classes)
-            for step in range(steps + 1):
-                if query and (every or step == steps):
-                    found = self._outputs(asked, values)
-                    losses = task_losses(self.loss, found, asked.y, asked.mask, batch.classes)
-                    query_losses.append(losses)
-                    outputs.append(found)
-                else:
-                    query_losses.append(torch.full((tasks,), math.nan, device=like.device, dtype=like.dtype))
-                if step < steps:
-                    grads = self._gradients(support, values, batch.classes, order, step, memory)
-                    values = self._moved(values, grads, step, memory)
-        return Course(
-            query_losses[-1],
-            torch.stack(memory.losses, 1),
-            torch.stack([losses.detach() for losses in query_losses], 1),
-            outputs,
-            values,
-        )
-
-    def _read_off(self, values: list[Values], support: Examples, classes: int) -> list[Values]:
-        """Starts read off the support set."""
-        assert self.net.initial is not None
-        common = [{name: self.starts[_key(site, name)] for name in site.shapes} for site in self.sites]
-        with torch.no_grad():  # the features are what they are; what is made of them is learned
-            features = self._features(support, values[:-1])
-        moved = self.net.initial.sites(features, support.mask, self.sites, common)
-        if any(site.modulations for site in self.sites):
-            with self._second_order() if torch.is_grad_enabled() and self.order == 2 else nullcontext():
-                features = self._features(support, moved)
-        if self.order == 1:
-            features = features.detach()
-        head = self.net.initial.head(features, support.y, support.mask, classes)
-        if self.head is not None:
-            head = {name: value + self.head[name] for name, value in head.items()}
-        return [*moved, head]
-
-    def _features(self, examples: Examples, values: list[Values]) -> Tensor:
-        """`[T, N, D]`, or `[T, N, L, D]`."""
-        found, _ = self.tree.features(examples.flat, values, kept=examples.kept)
-        return found.view(*examples.y.shape, *found.shape[1:])
-
-    def _outputs(self, examples: Examples, values: list[Values]) -> Tensor:
-        return _head(self._features(examples, values[:-1]), values[-1])
-
-    def _gradients(
-        self, support: Examples, values: list[Values], classes: Tensor | None, order: int, step: int, memory: Memory
-    ) -> list[Values]:
-        """The gradients of the support losses, with their factors edited."""
-        through = order == 2
-        inner = values if through else [{n: v.detach() for n, v in own.items()} for own in values]
-        with torch.enable_grad(), self._second_order() if through else nullcontext():
-            flat, tapes = self.tree.features(support.flat, inner[:-1], tape=True, kept=support.kept)
-            features = flat.view(*support.y.shape, *flat.shape[1:])
-            outputs = _head(features, inner[-1])
-            outputs = outputs if outputs.requires_grad else outputs.requires_grad_()
-            losses = task_losses(self.loss, outputs, support.y, support.mask, classes)
-            taps = [(number, tap) for number, tape in enumerate(tapes) for tap in tape]
-            targets = [*(tap.out for _, tap in taps), outputs]
-            deltas = torch.autograd.grad(losses.sum(), targets, create_graph=through, allow_unused=True)
-        memory.losses.append(losses.detach())
-        signals = self.net.signals(step, memory)
-        grads: list[Values] = [{} for _ in values]
-        for (number, tap), delta in zip(taps, deltas[:-1], strict=True):
-            if delta is None:  # nothing of this call reaches the loss
-                continue
-            tap = tap if through else tap._replace(left=tap.left.detach())
-            site = self.sites[number]
-            for name, grad in self.net.gradient(number, site, tap, delta, inner[number], signals).items():
-                grads[number][name] = grads[number][name] + grad if name in grads[number] else grad
-        delta = deltas[-1].flatten(1, -2)  # [T, N, C]
-        rows = (features if through else features.detach()).flatten(1, -2)
-        grads[-1] = {"weight": torch.bmm(delta.transpose(1, 2), rows), "bias": delta.sum(1)}
-        for own, found in zip(values, grads, strict=True):
-            for name, value in own.items():
-                if name not in found:
-                    found[name] = torch.zeros_like(value)
-        return grads
-
-    def _moved(self, values: list[Values], grads: list[Values], step: int, memory: Memory) -> list[Values]:
-        flat = [value for own in values for value in own.values()]
-        slopes = [grads[i][name] for i, own in enumerate(values) for name in own]
-        after = iter(self.net.step(flat, slopes, step, memory))
-        return [{name: next(after) for name in own} for own in values]
-
-    @staticmethod
-    def _second_order() -> Any:
-        """The other kernels of attention have no second derivative."""
-        return sdpa_kernel(SDPBackend.MATH)
-
-
-def _head(features: Tensor, values: Values) -> Tensor:
-    """`[T, N, C]` of `[T, N, D]`, or `[T, N, L, C]` of `[T, N, L, D]`."""
-    rows = features.flatten(1, -2)
-    found = torch.baddbmm(values["bias"][:, None], rows, values["weight"].transpose(1, 2))
-    return found.view(*features.shape[:-1], -1)
-
-
-def _key(site: Site, name: str) -> str:
-    return f"{site.name.replace('.', '/')}:{name}"
 
 
 def _is_fast(name: str) -> bool:

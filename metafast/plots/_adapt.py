@@ -56,7 +56,9 @@ def accuracy_bars(
             colors = [COLORS[0] if label == highlight else OTHERS for label in methods]
             ax.barh(rows, means, 0.72, color=colors, xerr=np.nan_to_num(halves), error_kw={"elinewidth": 1.1})
             for row, mean in zip(rows, means, strict=True):
-                ax.text(1.5, float(row), f"{mean:.1f}", va="center", fontsize=8.5, color="white" if mean > 14 else "#222222")
+                ax.text(
+                    1.5, float(row), f"{mean:.1f}", va="center", fontsize=8.5, color="white" if mean > 14 else "#222222"
+                )
             ax.set_yticks(rows, list(methods) if place % COLUMNS == 0 or _labels_differ(panels) else [""] * len(rows))
             ax.set_ylim(len(rows) - 0.4, -0.6)
             ax.set_xlim(0, 100)

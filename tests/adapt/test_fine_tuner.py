@@ -10,6 +10,7 @@ from torch import nn
 
 from metafast.adapt import MetaFineTuner, _factors, _net, freeze
 from metafast.adapt._factors import MIXERS
+from metafast.adapt._loop import Loop
 from metafast.data import TaskBatch
 from metafast.maml import evaluate
 from tests.adapt.adapt_cases import (
@@ -97,13 +98,13 @@ def test_first_order_takes_the_inner_gradients_as_constants(model, adapt, net, m
     first, batch = tuner(model, adapt, net, order=1)
     second, _ = tuner(model, adapt, net, order=2)
     second.load_state_dict(jiggled(first).state_dict())
-    original = MetaFineTuner._gradients
+    original = Loop._gradients
 
     def constant(self, *arguments):
         return [{name: grad.detach() for name, grad in own.items()} for own in original(self, *arguments)]
 
     if net in (None, "coordinate"):  # no network works on the factors, whose gradients first order keeps
-        monkeypatch.setattr(MetaFineTuner, "_gradients", constant)
+        monkeypatch.setattr(Loop, "_gradients", constant)
     losses = [meta(batch)[0] for meta in (first, second)]
     torch.testing.assert_close(*[loss.detach() for loss in losses])
     for loss in losses:
