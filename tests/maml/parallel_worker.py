@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from metafast.adapt import MetaFineTuner, freeze
 from metafast.data import TaskBatch, episodes
 from metafast.maml import ALFA, MAML, MAMLpp, Reptile, Trainer
 from metafast.maml._parallel import meta_gradient
@@ -19,7 +20,8 @@ from metafast.models import SinusoidMLP
 from tests.maml.maml_cases import Net, make_batch
 
 TASKS = 5  # two and three: shares need not be equal
-BAD = {"maml, dropped": (0,), "maml, a whole share dropped": (0, 1), "alfa, a whole share dropped": (2, 3, 4)}
+BAD = {"maml, dropped": (0,), "maml, a whole share dropped": (0, 1), "alfa, a whole share dropped": (2, 3, 4),
+       "meta-fine-tuner, a whole share dropped": (0, 1)}  # fmt: skip
 
 
 def with_nan(batch: TaskBatch, tasks: tuple[int, ...]) -> TaskBatch:
@@ -35,6 +37,8 @@ def cases() -> dict[str, Any]:
         "maml, a whole share dropped": lambda: MAML(Net(), 0.3, 3, on_nan="drop"),
         "alfa, a whole share dropped": lambda: seeded(lambda: ALFA(Net(), 0.3, 3, on_nan="drop")),
         "mamlpp": lambda: MAMLpp(Net(), 0.3, 3, statistics="per_step", momentum=1.0),
+        "meta-fine-tuner": lambda: fine_tuner(),
+        "meta-fine-tuner, a whole share dropped": lambda: fine_tuner(on_nan="drop", chunk=2),
         "reptile": lambda: Reptile(Net(), 0.3, 3, inner_batch=2),
     }
 
@@ -42,6 +46,12 @@ def cases() -> dict[str, Any]:
 def seeded(make: Callable[[], Any]) -> Any:
     torch.manual_seed(0)
     return make()
+
+
+def fine_tuner(**options: Any) -> MetaFineTuner:
+    net = Net()
+    net.features[1] = torch.nn.BatchNorm2d(4, dtype=torch.float64)  # its running statistics are those of no change
+    return MetaFineTuner(freeze(net), "all", "init+alfa+mend", steps=2, dropout=0.0, **options)
 
 
 def found(maml: Any, batch: TaskBatch) -> dict[str, Any]:
