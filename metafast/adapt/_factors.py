@@ -145,30 +145,51 @@ class Factors(nn.Module):
             signals: `[T, 3]`, see `feedback`.
             last: whether their channels are the last dimension; else they are the second.
         """
-        tasks = len(signals)
         group, place = self.member[number]
-        u, d = (x if last else x.movedim(1, -1) for x in (left, delta))
-        live = (d.detach() != 0).any(-1, keepdim=True)  # padding gets no gradient, and no correction
-        sizes = [_size(x, live, tasks) for x in (u, d)]
-        both = torch.cat([x / size for x, size in zip((u, d), sizes, strict=True)], -1)
-        flat = both.dim() == 2
-        offset = self.offset[group][place] + _spread(self.told(signals), both)
-        hidden = live * (self.down[group](both) * self.scale[group][place] + offset)
-        hidden = hidden.unsqueeze(1) if flat else hidden
-        mixed = self.dropout(self.mix[group](hidden))
-        mixed = mixed.squeeze(1) if flat else mixed
-        more = (live * self.up[group](mixed)).split([u.shape[-1], d.shape[-1]], -1)
-        u, d = (x + size * extra for x, size, extra in zip((u, d), sizes, more, strict=True))
-        return (u, d) if last else (u.movedim(-1, 1), d.movedim(-1, 1))
+        down, up = self.down[group].weight, self.up[group].weight
+        u, d = (x.unsqueeze(1 if last else 2) if x.dim() == 2 else x for x in (left, delta))
+        places = d.shape[:-1] if last else (len(d), *d.shape[2:])  # examples and their positions
+        u, d = (x.flatten(1, -2) if last else x.flatten(2) for x in (u, d))
+        widths = [x.shape[2 if last else 1] for x in (u, d)]
+        squares = [_squares(x, last) for x in (u, d)]
+        live = squares[1] > 0  # [N, P]; padding gets no gradient, and no correction
+        sizes = [_size(x, live, len(signals), w) for x, w in zip(squares, widths, strict=True)]
+        # sizes are divided out of what is already narrow: the factors themselves are read, not copied
+        low = [_down(x, w, last) / size for x, w, size in zip((u, d), down.split(widths, 1), sizes, strict=True)]
+        offset = self.offset[group][place] + _spread(self.told(signals), len(d))
+        alive = live.unsqueeze(2)
+        hidden = alive * ((low[0] + low[1]) * self.scale[group][place] + offset)  # [N, P, width]
+        mixed = alive * self.dropout(self.mix[group](hidden.view(*places, -1))).flatten(1, -2)
+        found = [_add_up(x, mixed * size, w, last) for x, w, size in zip((u, d), up.split(widths), sizes, strict=True)]
+        return found[0].view(left.shape), found[1].view(delta.shape)
 
 
-def _spread(each: Tensor, like: Tensor) -> Tensor:
-    """`[T, ...]` as `[T * N, 1, ..., C]` for each example."""
-    return each.repeat_interleave(len(like) // len(each), 0).view(-1, *[1] * (like.dim() - 2), each.shape[-1])
+def _down(x: Tensor, weight: Tensor, last: bool) -> Tensor:
+    """`[N, P, width]` of `[N, P, C]`, or of `[N, C, P]` where channels are not `last`."""
+    return F.linear(x, weight) if last else torch.bmm(weight.expand(len(x), -1, -1), x).transpose(1, 2)
 
 
-def _size(x: Tensor, live: Tensor, tasks: int) -> Tensor:
-    """Root mean square of each task's part where `live`, a constant, `[T * N, 1, ...]`."""
-    square = (x.detach().square() * live).reshape(tasks, -1).sum(1)
-    size = (square / (live.reshape(tasks, -1).sum(1) * x.shape[-1]).clamp(min=1)).sqrt() + TINY
-    return _spread(size[:, None], x)
+def _add_up(x: Tensor, mixed: Tensor, weight: Tensor, last: bool) -> Tensor:
+    """`x` and its correction from `[N, P, width]`, in one pass over `x`."""
+    if last:
+        return torch.addmm(x.flatten(0, 1), mixed.flatten(0, 1), weight.t())
+    return torch.baddbmm(x, weight.expand(len(x), -1, -1), mixed.transpose(1, 2))
+
+
+def _spread(each: Tensor, examples: int) -> Tensor:
+    """`[T, C]` as `[N, 1, C]` for each example."""
+    return each.repeat_interleave(examples // len(each), 0).unsqueeze(1)
+
+
+@torch.no_grad()
+def _squares(x: Tensor, last: bool) -> Tensor:
+    """`[N, P]`, the square of each position's length."""
+    return torch.linalg.vector_norm(x, dim=2).square() if last else x.square().sum(1)
+
+
+@torch.no_grad()
+def _size(squares: Tensor, live: Tensor, tasks: int, width: int) -> Tensor:
+    """Root mean square of each task's part where `live`, `[N, 1, 1]`."""
+    count = live.view(tasks, -1).sum(1) * width
+    size = ((squares * live).view(tasks, -1).sum(1) / count.clamp(min=1)).sqrt() + TINY
+    return _spread(size[:, None], len(squares))
