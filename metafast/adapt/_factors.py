@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,8 @@ class Factors(nn.Module):
             last: whether their channels are the last dimension; else they are the second.
         """
         group, place = self.member[number]
-        down, up = self.down[group].weight, self.up[group].weight
+        down: Any = self.down[group].weight
+        up: Any = self.up[group].weight
         u, d = (x.unsqueeze(1 if last else 2) if x.dim() == 2 else x for x in (left, delta))
         places = d.shape[:-1] if last else (len(d), *d.shape[2:])  # examples and their positions
         u, d = (x.flatten(1, -2) if last else x.flatten(2) for x in (u, d))

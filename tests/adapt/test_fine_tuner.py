@@ -73,7 +73,7 @@ def test_meta_gradients_of_every_part_are_those_of_finite_differences(model, ada
     state = torch.randn(8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     monkeypatch.setattr(_net, "state_of", lambda values, grads, *_: state.expand(len(values[0]), len(values), 8))
     monkeypatch.setattr(_net, "feedback", lambda losses, _: state[:3].expand(len(losses[0]), 3))
-    monkeypatch.setattr(_factors, "_size", lambda x, live, tasks: x.new_ones(()))
+    monkeypatch.setattr(_factors, "_size", lambda squares, *_: squares.new_ones(()))
     meta, batch = tuner(model, adapt, net, steps=1 if net == "coordinate" else 2)
     jiggled(meta)
     meta(batch)[0].backward()
