@@ -4,8 +4,8 @@ python -m benchmarks.adapt.overhead                    writes benchmarks/results
 python -m benchmarks.adapt.overhead --workloads conv4 bert-small --clock cpu
 
 Adaptation is five steps on the support sets, and the logits of as many query examples. Plain fine-tuning has the same
-adapters and the same engine, and no network (`net=None`). All take turns in one process, in an order that rotates; a row
-is the median of the rounds.
+adapters and the same engine, and no network (`net=None`). All take turns in one process, in an order that rotates;
+a row is the median of the rounds.
 """
 
 from __future__ import annotations
