@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from metafast.adapt import Backbone, MetaFineTuner, freeze
+from metafast.adapt import Backbone, MetaFineTuner, freeze, pretrained
 from metafast.adapt._choice import Adapt
 from metafast.cli._maml_setup import TEST_SEED, check_device
 from metafast.data import episodes
@@ -83,12 +83,15 @@ def load_backbone(name: str) -> tuple[Backbone, Any]:
     """The frozen model, and its tokenizer where it has one.
 
     Args:
-        name: a file of `metafast adapt pretrain`, or a model of transformers: a folder or its name on the hub.
+        name: a file of `metafast adapt pretrain`, or its name where it is in the cache folder; or a model of
+            transformers: a folder or its name on the hub.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: a damaged file, or a model that cannot be frozen.
     """
+    if name.endswith(".safetensors") or name in ("omniglot", "cifar", "text"):
+        return pretrained(name), None
     from metafast.cli._checks import require
 
     require("--backbone with a model of transformers", "hf", transformers="transformers")
