@@ -3,6 +3,7 @@
 python -m benchmarks.experiments online-tuning FOLDER    writes benchmarks/results/online_tuning.json and .png
 python -m benchmarks.experiments lr-adaptation FOLDER    writes benchmarks/results/lr_adaptation.json and pictures
 python -m benchmarks.experiments hp-prediction FOLDER    writes benchmarks/results/hp_prediction.json and pictures
+python -m benchmarks.experiments rapid-adaptation FOLDER    writes benchmarks/results/rapid_adaptation.json and pictures
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ def _hp_prediction(found: dict[str, Any], folder: Path, stem: Path) -> list[Path
     return made
 
 
+def _rapid_adaptation(found: dict[str, Any], folder: Path, stem: Path) -> list[Path]:
+    """The command's own pictures: accuracy, course and time of each data set."""
+    made = []
+    for name in found["settings_done"]:
+        for kind in ("accuracy", "course", "time"):
+            made.append(stem.with_name(f"{stem.name}_{name}_{kind}.png"))
+            shutil.copyfile(folder / f"{name}_{kind}.png", made[-1])
+    return made
+
+
 def _mean_regrets(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Task to method to the mean regret over seeds at each look, as one text: thousands of searches fit a file."""
     groups: dict[tuple[str, str], list[list[float]]] = {}
@@ -60,7 +71,12 @@ def _mean_regrets(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return made
 
 
-PICTURES = {"online-tuning": _online_tuning, "lr-adaptation": _lr_adaptation, "hp-prediction": _hp_prediction}
+PICTURES = {
+    "online-tuning": _online_tuning,
+    "lr-adaptation": _lr_adaptation,
+    "hp-prediction": _hp_prediction,
+    "rapid-adaptation": _rapid_adaptation,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("datasets", reason="the datasets package is not installed")
 pytest.importorskip("transformers", reason="the transformers package is not installed")
 
+from benchmarks import experiments
 from metafast.cli import build_app
 from metafast.data import DatasetNotFoundError
 from metafast.experiments import rapid_adaptation as adaptation
@@ -48,6 +49,10 @@ def test_one_data_set_and_again(tiny, tmp_path, monkeypatch):
     assert "a few steps." in page and "--only omniglot --seeds 1" in page
 
     before = json.loads((output / "results.json").read_text())
+    experiments.main(["rapid-adaptation", str(output), "--output", str(tmp_path)])
+    kept = json.loads((tmp_path / "rapid_adaptation.json").read_text())
+    assert kept["summaries"] == before["summaries"] and kept["machine"]
+    assert (tmp_path / "rapid_adaptation_omniglot_course.png").stat().st_size > 5_000
     monkeypatch.setattr(
         "metafast.plots.save", lambda plot, stem: [output / f"{stem.name}.{end}" for end in ("png", "svg")]
     )

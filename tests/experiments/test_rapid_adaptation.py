@@ -179,6 +179,26 @@ def test_a_target_has_the_form_of_the_backbones_pictures(tiny):
     assert batch.query_x.shape == (3, 4, 1, 16, 16)
 
 
+def test_a_model_of_transformers_gets_its_own_tokens_and_pictures(monkeypatch):
+    asked = []
+
+    def few_shot(name, **options):
+        asked.append((name, options))
+        found = cases.few_shot("letters")
+        return type(found)(*(part.resized(channels=3) for part in found)) if "size" in options else found
+
+    monkeypatch.setattr(_tasks, "few_shot", few_shot)
+    monkeypatch.setattr(_tasks, "_tokenizer", lambda model: f"tokens of {model}")
+    assert _tasks._splits("few_rel_words", "text") and _tasks._splits("clinc_words", "a/bert")
+    pictures = _tasks._splits("cifar_fs", "a/resnet").test
+    assert asked == [
+        ("few_rel_words", {}),
+        ("clinc_oos", {"tokenizer": "tokens of a/bert"}),
+        ("cifar_fs", {"size": 224}),
+    ]
+    assert pictures.mean == (0.485, 0.456, 0.406)
+
+
 def test_stopped_within_a_meta_training_it_goes_on_to_the_same(tiny, done, folder, tmp_path):
     job = next(job for job in PLAN.metas() if job.name == "meta-omniglot-3w1s-ours-s1")
     (tmp_path / "runs").mkdir()

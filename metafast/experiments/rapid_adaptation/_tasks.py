@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from metafast._trainings import StoppedError
-from metafast.data import Augment, ClassSet, TaskBatch, all_classes, episodes, few_shot
+from metafast.data import Augment, ClassSet, ClassSplits, TaskBatch, all_classes, episodes, few_shot
+from metafast.experiments.rapid_adaptation._backbones import OWN
 from metafast.experiments.rapid_adaptation._recipes import Setup, Target
 
 if TYPE_CHECKING:
     from metafast.data._episodes_base import Episodes
 
+TEXTS = {"few_rel_words": "few_rel", "clinc_words": "clinc_oos"}  # without the numbers of the own backbone's words
+PICTURE, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what models of ImageNet were trained on
 VAL_SEED, TEST_SEED = 1_000_003, 2_000_003  # those of a seed are the same for every method
 
 
@@ -23,7 +27,7 @@ def training_tasks(setup: Setup, shots: int, seed: int) -> Episodes:
     """Meta-batches of the training classes."""
     augment = Augment(flip=True, crop=4) if setup.flip else None
     return episodes(
-        few_shot(setup.data).train,
+        _splits(setup.data, setup.backbone).train,
         ways=setup.ways,
         shots=shots,
         queries=setup.meta_queries,
@@ -35,7 +39,7 @@ def training_tasks(setup: Setup, shots: int, seed: int) -> Episodes:
 
 def validation_tasks(setup: Setup, ways: int, shots: int) -> Episodes:
     """Tasks of the validation classes, the same for every method and seed."""
-    return _still(few_shot(setup.data).val, setup, ways, shots, VAL_SEED)
+    return _still(_splits(setup.data, setup.backbone).val, setup, ways, shots, VAL_SEED)
 
 
 def held_out_tasks(setup: Setup, shots: int, seed: int, target: Target | None = None) -> Episodes:
@@ -48,7 +52,7 @@ def held_out_tasks(setup: Setup, shots: int, seed: int, target: Target | None = 
         target: of the transfer; None: the data set's own test classes.
     """
     if target is None:
-        return _still(few_shot(setup.data).test, setup, setup.ways, shots, TEST_SEED + seed)
+        return _still(_splits(setup.data, setup.backbone).test, setup, setup.ways, shots, TEST_SEED + seed)
     return _still(_target(setup, target), setup, target.ways, shots, TEST_SEED + seed)
 
 
@@ -100,6 +104,23 @@ class Watched:
         self.inner.load_state_dict(state)
 
 
+def _splits(data: str, backbone: str) -> ClassSplits:
+    """The classes in the form that the backbone takes: hashed words, its own tokens, or its own pictures."""
+    if backbone in OWN:
+        return few_shot(data)
+    if data in TEXTS:
+        return few_shot(TEXTS[data], tokenizer=_tokenizer(backbone))
+    parts = few_shot(data, size=PICTURE)
+    return ClassSplits(*(replace(part, mean=MEAN, std=STD) for part in parts))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(backbone: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(backbone)
+
+
 def _still(classes: ClassSet, setup: Setup, ways: int, shots: int, seed: int) -> Episodes:
     return episodes(
         classes,
@@ -115,8 +136,8 @@ def _still(classes: ClassSet, setup: Setup, ways: int, shots: int, seed: int) ->
 def _target(setup: Setup, target: Target) -> ClassSet:
     """The target's classes in the form that the backbone knows: size, channels and scale of its own pictures."""
     if target.part == "test":
-        return few_shot(target.data).test
-    found, own = all_classes(target.data, "test"), few_shot(setup.data).test
+        return _splits(target.data, setup.backbone).test
+    found, own = all_classes(target.data, "test"), _splits(setup.data, setup.backbone).test
     if own.examples.dtype != np.uint8:
         return found
     size, channels = own.examples.shape[2], own.examples.shape[1]
