@@ -163,6 +163,16 @@ def test_a_learner_that_diverges_everywhere_is_worst(tiny, done, root):
     assert _measure.course(Wild(), tasks, 4, 2, steps=1).loss.tolist() == [[0.5, math.inf]] * 4
 
 
+@pytest.mark.parametrize("name", ["omniglot", "fewrel"])
+def test_a_rate_that_is_far_too_high_ends_no_choice(tiny, done, root, name):
+    setup = TINY.setups[name]
+    learner = adaptation.learner("finetune", setup, _backbones.backbone(setup, name, root), 2, 2, rate=1e30)
+    tasks = _tasks.validation_tasks(setup, 2, 1)
+    for steps in (None, 2):
+        found = _measure.course(learner, tasks, 4, 2, steps=steps)
+        assert found.loss[:, -1].mean() > 1e10
+
+
 def test_padding_columns_are_left_out_and_change_nothing(tiny, done, root):
     setup = TINY.setups["fewrel"]
     given = next(iter(_tasks.validation_tasks(setup, 2, 1)))

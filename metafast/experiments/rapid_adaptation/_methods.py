@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from metafast.adapt import Backbone, MetaFineTuner
@@ -32,7 +31,7 @@ EXPLAINED = {
     "finetune": "head and all weights of the backbone by gradient descent, as many steps as the meta-network",
     "lora": "the same with adapters of rank 4 in place of the backbone's weights",
     "protonet": "the nearest mean feature of the frozen backbone, which is not trained further; no steps",
-    "maml": "meta-trained from the backbone's weights on as many tasks as the meta-network; all weights adapt",
+    "maml": "meta-trained on as many tasks as the meta-network, from the backbone's weights; all weights adapt",
     "anil": "likewise; the head alone adapts",
     "ours": "metafast.adapt.MetaFineTuner, meta-trained; the backbone stays frozen",
 }
@@ -41,24 +40,20 @@ META = ("maml", "anil", "ours")  # meta-trained
 
 
 class Classifier(nn.Module):
-    """A backbone with weights of its own, and a head on its features.
+    """A backbone with weights of its own, and a head of zeros on its features, as `MetaFineTuner` starts from.
 
     Args:
         base: the frozen backbone; it is copied.
         ways: classes of the head.
-        seed: of the head; None: it is zeros, as that of `MetaFineTuner`.
     """
 
-    def __init__(self, base: Backbone, ways: int, seed: int | None = None) -> None:
+    def __init__(self, base: Backbone, ways: int) -> None:
         super().__init__()
         # a backbone of pictures is its model, which the inner loop's engine compiles; one of texts also pools words
         self.body: nn.Module = copy.deepcopy(base.model if _plain(base) else base).requires_grad_(True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed or 0)
-            self.head = nn.Linear(base.width, ways)
-        if seed is None:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.head = nn.Linear(base.width, ways)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -82,12 +77,12 @@ def learner(
     """
     if method == "finetune" and _plain(base):
         # what MetaFineTuner(base, "all", None) computes, on the inner loop's engine, which is faster for pictures
-        return FOMAML(Classifier(base, ways), rate or 0.01, steps, batch_norm="running", on_nan="drop")
+        return FOMAML(Classifier(base, ways), rate or 0.01, steps, batch_norm="running", on_nan="ignore")
     if method in RATED:
         adapt = {"probe": "head", "finetune": "all", "lora": "lora:r=4"}[method]
         return MetaFineTuner(base, adapt, None, steps=steps, inner_lr=rate or 0.01, on_nan="drop", seed=seed)
     if method == "protonet":
-        return ProtoNet(Classifier(base, ways, seed), head="head", batch_norm="running", on_nan="drop")
+        return ProtoNet(Classifier(base, ways), head="head", batch_norm="running", on_nan="drop")
     if method == "ours":
         ours = setup.ours
         options = {"on_nan": "drop", "seed": seed, **ours.options}
@@ -97,7 +92,7 @@ def learner(
     kind, rate = (MAML, setup.initial.inner_lr) if method == "maml" else (ANIL, setup.initial.head_lr)
     order = setup.initial.order
     # statistics of the backbone, as for the others: those of a batch would tell how its query examples are spread
-    return kind(Classifier(base, ways, seed), rate, steps, order, batch_norm="running", on_nan="drop", seed=seed)
+    return kind(Classifier(base, ways), rate, steps, order, batch_norm="running", on_nan="drop", seed=seed)
 
 
 def _plain(base: Backbone) -> bool:

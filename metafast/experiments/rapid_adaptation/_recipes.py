@@ -26,7 +26,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Initial:
-    """MAML and ANIL, which learn an initialization from the pre-trained weights on.
+    """MAML and ANIL, which learn an initialization from the pre-trained weights on, at rates of validation tasks.
 
     Args:
         inner_lr: rate of MAML's inner steps.
@@ -173,18 +173,18 @@ FULL = Recipe(
     setups={
         "omniglot": Setup(
             "Omniglot", "omniglot_alphabets", "omniglot", None, 20, (1, 5), 5, RATES, PROBE_RATES,
-            PLANNED["omniglot"], Initial(0.1, 0.1), 10_000, 32, 5, targets=(Target("MNIST", "mnist", 5),),
+            PLANNED["omniglot"], Initial(0.01, 0.1), 10_000, 32, 5, targets=(Target("MNIST", "mnist", 5),),
             target_shots=(1, 5),
         ),
         "cifar": Setup(
             "CIFAR-FS", "cifar_fs", "cifar", None, 5, (1, 5), 15, RATES, PROBE_RATES, PLANNED["cifar"],
-            Initial(0.01, 0.1), 10_000, 32, 15, flip=True, targets=(
+            Initial(0.01, 0.03), 10_000, 32, 15, flip=True, targets=(
                 Target("Fashion-MNIST", "fashion_mnist", 5), Target("CIFAR-10", "cifar10", 5),
             ), target_shots=(1, 5),
         ),
         "fewrel": Setup(
             "FewRel", "few_rel_words", "text", None, 5, (1, 5), 15, RATES, PROBE_RATES,
-            PLANNED["fewrel"], Initial(0.01, 0.1, order=1), 10_000, 32, 5, targets=(
+            PLANNED["fewrel"], Initial(0.003, 0.003, order=1), 10_000, 32, 5, targets=(
                 Target("CLINC intents", "clinc_words", 5, "test"),
             ), target_shots=(1, 5), limit=0.01,
         ),
