@@ -239,6 +239,17 @@ def test_a_job_killed_before_its_first_word_is_begun_anew(tiny, done, folder, tm
     assert {**row, **dict.fromkeys(CLOCK)} == {**done[job.name], **dict.fromkeys(CLOCK)}
 
 
+def test_all_tasks_may_be_the_first_ones(tiny, done, folder, tmp_path):
+    """As in the smallest and the largest recipe: the end of a course of one point is that course."""
+    (tmp_path / "backbones").symlink_to(folder / "backbones")
+    recipe = dataclasses.replace(TINY, hindsight=TINY.episodes)
+    job = dataclasses.replace(PLAN.test(_plan_case("omniglot", None, 3, 1), "probe", 0, done), recipe=recipe)
+    (tmp_path / "runs").mkdir()
+    adaptation.do(job, tmp_path / "runs", nothing, lambda: False)
+    values = _jobs.values_of(tmp_path / "runs", job)
+    assert torch.equal(values["loss"], values["course_loss"]) and values["loss"].shape == (6, 1)
+
+
 def test_the_clock_takes_every_method(done):
     row = done["cost-omniglot-3w1s"]
     assert set(row["methods"]) == {*adaptation.METHODS} - {"none"} | {_cost.HAND, _cost.ENGINE}

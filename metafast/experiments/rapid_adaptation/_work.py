@@ -102,7 +102,7 @@ def _test(job: Job, root: Path, progress: Progress) -> Row:
         values |= {f"course_loss@{rate:g}": found.loss, f"course_accuracy@{rate:g}": found.accuracy}
         done += whole
         progress(done)
-    values = {name: value.contiguous() for name, value in values.items()}
+    values = {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
     replace_file(root / job.name / VALUES, lambda file: save_file(values, file))
     return {"accuracy": float(end.accuracy.mean()), "loss": float(end.loss.mean())}
 
