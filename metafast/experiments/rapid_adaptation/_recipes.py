@@ -201,7 +201,7 @@ REDUCED = replace(
     repeats=5,
     setups={
         "omniglot": replace(
-            FULL.setups["omniglot"], queries=2, ours=SHORT["omniglot"], meta_steps=150, tasks=4, meta_queries=2,
+            FULL.setups["omniglot"], queries=2, ours=SHORT["omniglot"], meta_steps=300, tasks=4, meta_queries=2,
             trained_with={5: 1}, target_shots=(1,),
         ),
         "cifar": replace(
