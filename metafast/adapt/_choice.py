@@ -94,13 +94,18 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) and module.weight is not None and module.weight.dim() == 1
 
 
+def _has_bias(module: nn.Module) -> bool:
+    """A normalization that has a place for a shift, so that FiLM can be merged into it."""
+    return _is_norm(module) and not isinstance(module, nn.RMSNorm)
+
+
 def _is_full(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding) or _is_norm(module)
 
 
 ABLE: dict[str, Callable[[nn.Module], bool]] = {
     "lora": lambda module: isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "groups", 1) == 1,
-    "film": lambda module: isinstance(module, (nn.Linear, *CONVOLUTIONS)) or _is_norm(module),
+    "film": lambda module: isinstance(module, (nn.Linear, *CONVOLUTIONS)) or _has_bias(module),
     "bias": lambda module: isinstance(module, (nn.Linear, *CONVOLUTIONS)) or _is_norm(module),
     "norm": _is_norm,
     "all": _is_full,
@@ -114,7 +119,7 @@ def _lora(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _film(model: nn.Module) -> dict[str, nn.Module]:
-    norms = {name: module for name, module in _leaves(model) if _is_norm(module)}
+    norms = {name: module for name, module in _leaves(model) if _has_bias(module)}
     return norms or {name: module for name, module in _leaves(model) if ABLE["film"](module)}
 
 

@@ -91,8 +91,9 @@ class Factors(nn.Module):
     r"""Edits the factors of a gradient \(\sum_p \delta_p u_p^\top\): both get a low-rank correction that is learned.
 
     In units of their mean square, \([u, \delta] \leftarrow [u, \delta] + V \mathrm{mix}(s_l \odot U [u, \delta] +
-    o_l + W f)\) with one U, V and mixer for all sites of the same widths, a scale and an offset per site, and the
-    task's feedback f. V starts at 0: at first the gradient is what it is.
+    o_l + W f)\), or \(\delta\) alone where the two have other positions (convolutions), with one U, V and mixer for all
+    sites of the same widths, a scale and an offset per site, and the task's feedback f. V starts at 0: at first the
+    gradient is what it is.
 
     Args:
         sites: those that adapt.
@@ -113,8 +114,8 @@ class Factors(nn.Module):
         self.covers = [number for number, site in enumerate(sites) if site.widths is not None]
         if not self.covers:
             raise ValueError(
-                f"net: {mixer!r} transforms the factors of gradients at LoRA on linear layers, FiLM, normalizations "
-                "and linear layers, and adapt chooses none of them; leave it out, or adapt others"
+                f"net: {mixer!r} transforms the factors of gradients at adapted modules, and adapt chooses none that "
+                "have some; leave it out, or adapt more than the head and embeddings"
             )
         pairs: list[tuple[int, int]] = []
         self.member: dict[int, tuple[int, int]] = {}
@@ -124,6 +125,7 @@ class Factors(nn.Module):
             if widths not in pairs:
                 pairs.append(widths)
             self.member[number] = pairs.index(widths), sum(sites[n].widths == widths for n in self.covers if n < number)
+        self.pairs = pairs
         counts = [sum(sites[n].widths == pair for n in self.covers) for pair in pairs]
         self.down = nn.ModuleList(nn.Linear(sum(pair), width, bias=False) for pair in pairs)
         self.mix = nn.ModuleList(MIXERS[mixer](width) for _ in pairs)
@@ -149,21 +151,26 @@ class Factors(nn.Module):
         group, place = self.member[number]
         down: Any = self.down[group].weight
         up: Any = self.up[group].weight
-        u, d = (x.unsqueeze(1 if last else 2) if x.dim() == 2 else x for x in (left, delta))
-        places = d.shape[:-1] if last else (len(d), *d.shape[2:])  # examples and their positions
-        u, d = (x.flatten(1, -2) if last else x.flatten(2) for x in (u, d))
-        widths = [x.shape[2 if last else 1] for x in (u, d)]
-        squares = [_squares(x, last) for x in (u, d)]
-        live = squares[1] > 0  # [N, P]; padding gets no gradient, and no correction
+        given = (left, delta) if self.pairs[group][0] else (delta,)
+        parts = [x.unsqueeze(1 if last else 2) if x.dim() == 2 else x for x in given]
+        shape = parts[-1].shape
+        places = shape[:-1] if last else (shape[0], *shape[2:])  # examples and their positions
+        parts = [x.flatten(1, -2) if last else x.flatten(2) for x in parts]
+        widths = [x.shape[2 if last else 1] for x in parts]
+        squares = [_squares(x, last) for x in parts]
+        live = squares[-1] > 0  # [N, P]; padding gets no gradient, and no correction
         sizes = [_size(x, live, len(signals), w) for x, w in zip(squares, widths, strict=True)]
         # sizes are divided out of what is already narrow: the factors themselves are read, not copied
-        low = [_down(x, w, last) / size for x, w, size in zip((u, d), down.split(widths, 1), sizes, strict=True)]
-        offset = self.offset[group][place] + _spread(self.told(signals), len(d))
+        low = [_down(x, w, last) / size for x, w, size in zip(parts, down.split(widths, 1), sizes, strict=True)]
+        offset = self.offset[group][place] + _spread(self.told(signals), shape[0])
         alive = live.unsqueeze(2)
-        hidden = alive * ((low[0] + low[1]) * self.scale[group][place] + offset)  # [N, P, width]
+        hidden = alive * (sum(low[1:], low[0]) * self.scale[group][place] + offset)  # [N, P, width]
         mixed = alive * self.dropout(self.mix[group](hidden.view(*places, -1))).flatten(1, -2)
-        found = [_add_up(x, mixed * size, w, last) for x, w, size in zip((u, d), up.split(widths), sizes, strict=True)]
-        return found[0].view(left.shape), found[1].view(delta.shape)
+        found = [
+            _add_up(x, mixed * size, w, last).view(whole.shape)
+            for x, whole, w, size in zip(parts, given, up.split(widths), sizes, strict=True)
+        ]
+        return (left if len(found) == 1 else found[0]), found[-1]
 
 
 def _down(x: Tensor, weight: Tensor, last: bool) -> Tensor:

@@ -104,7 +104,7 @@ class Site(nn.Module):
 
     @property
     def widths(self) -> tuple[int, int] | None:
-        """Channels of `left` and of the output, where both have the same positions; else None."""
+        """Channels of `left`, 0 where it has other positions than the output, and of the output; None: no factors."""
         return None
 
     # ---- inside

@@ -63,6 +63,10 @@ class Bias(Site):
     kind = "bias"
 
     @property
+    def widths(self) -> tuple[int, int]:
+        return 0, self.outputs
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"shift": (self.outputs,)}
 

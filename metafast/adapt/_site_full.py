@@ -51,6 +51,10 @@ class FullConv2d(Site):
     kind = "all"
 
     @property
+    def widths(self) -> tuple[int, int]:
+        return 0, self.module.out_channels
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in own_weights(self.module).items()}
 

@@ -84,8 +84,8 @@ class LoRAConv2d(Site):
         }
 
     @property
-    def widths(self) -> None:
-        return None
+    def widths(self) -> tuple[int, int]:
+        return 0, self.module.out_channels
 
     def start(self) -> Values:
         found = super().start()

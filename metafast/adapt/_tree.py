@@ -27,7 +27,7 @@ class Tree:
         self.backbone, self.sites = share(base), sites
         for site in sites:
             site.module = self.backbone.model.get_submodule(site.name)
-            put(self.backbone.model, site.name, site)
+            put(self.backbone.model, site.module, site)
         self.reuse = Reuse()
         for site in sites:
             site.reuse = self.reuse
@@ -125,10 +125,12 @@ class Once:
         return output
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module where another of that name is."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, last, module)
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in every place where another is."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old and parent is not new:
+                parent._modules[name] = new
 
 
 def _free(module: nn.Module) -> Iterator[nn.Module]:

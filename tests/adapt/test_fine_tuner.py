@@ -66,8 +66,11 @@ def test_gradient_descent_and_its_meta_gradient_are_those_of_plain_autograd(mode
 PARTS = ["alfa", *(f"alfa+{mixer}" for mixer in MIXERS), "init+alfa+mend", "init", "coordinate"]
 
 
-@pytest.mark.parametrize("net", PARTS)
-@pytest.mark.parametrize(("model", "adapt"), [("conv", "film"), ("bert", "lora:r=2")])
+FACTORS = [("conv", "film", part) for part in PARTS] + [("bert", "lora:r=2", part) for part in PARTS]
+FACTORS += [("conv", adapt, "alfa+conv") for adapt in ("lora:r=2", "bias", "all")]  # those of convolutions
+
+
+@pytest.mark.parametrize(("model", "adapt", "net"), FACTORS)
 def test_meta_gradients_of_every_part_are_those_of_finite_differences(model, adapt, net, monkeypatch):
     # What the networks read is a constant of the gradient by design; it is made one, so that differences see the same.
     state = torch.randn(8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -191,6 +194,29 @@ def test_padding_and_numbers_of_classes_change_nothing_for_a_task():
     torch.testing.assert_close(found["loss"], alone["loss"])
     torch.testing.assert_close(found["accuracy"], alone["accuracy"])
     torch.testing.assert_close(found["logits"][:, :-2], alone["logits"])
+
+
+class Twice(nn.Module):
+    """One layer in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = nn.Sequential(nn.Tanh(), self.first)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.again(self.first(x)))
+
+
+def test_a_module_in_two_places_adapts_in_both():
+    torch.manual_seed(0)
+    meta = MetaFineTuner(freeze(Twice().double()), {"first": "all"}, None, steps=2, inner_lr=0.5)
+    jiggled(meta)
+    x, y = torch.randn(2, 6, 4, dtype=torch.float64), torch.arange(6).remainder(2).expand(2, 6)
+    batch = TaskBatch(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:])
+    plain = [plain_course(meta, meta.base, batch, t, starts_of(meta), 0.5)[0].item() for t in range(2)]
+    assert meta(batch)[1]["loss"].tolist() == pytest.approx(plain, rel=1e-9)
 
 
 def test_tasks_do_not_see_each_other():
