@@ -145,9 +145,11 @@ class Loop:
     ) -> list[Values]:
         """The gradients of the support losses, with their factors edited."""
         through = order == 2
+        # a head of zeros lets no gradient into the model: there is nothing to go back for
+        blank = step == 0 and self.head is None and self.net.initial is None
         inner = values if through else [{n: v.detach() for n, v in own.items()} for own in values]
         with torch.enable_grad(), self._second_order() if through else nullcontext():
-            flat, tapes = self.tree.features(support.flat, inner[:-1], tape=True, kept=support.kept)
+            flat, tapes = self.tree.features(support.flat, inner[:-1], tape=not blank, kept=support.kept)
             features = flat.view(*support.y.shape, *flat.shape[1:])
             outputs = _head(features, inner[-1])
             outputs = outputs if outputs.requires_grad else outputs.requires_grad_()
