@@ -209,12 +209,12 @@ REDUCED = replace(
             tasks=4, meta_queries=5, trained_with={5: 1}, target_shots=(1,),
         ),
         "fewrel": replace(
-            FULL.setups["fewrel"], pretrain_steps=500, queries=5, ours=SHORT["fewrel"], meta_steps=120,
+            FULL.setups["fewrel"], shots=(1,), pretrain_steps=500, queries=5, ours=SHORT["fewrel"], meta_steps=120,
             tasks=4, meta_queries=5, trained_with={5: 1}, target_shots=(1,),
         ),
     },
     about="Three quarters of an hour on two cores: small backbones pre-trained here, short meta-trainings with one "
-    "example per class, 200 test episodes of each of three seeds. Methods compare with each other, not with published "
+    "example per class, 200 test episodes of each of three seeds, FewRel with one example only. Methods compare with each other, not with published "
     "tables.",
 )  # fmt: skip
 
