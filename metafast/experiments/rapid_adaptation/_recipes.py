@@ -214,8 +214,8 @@ REDUCED = replace(
         ),
     },
     about="Three quarters of an hour on two cores: small backbones pre-trained here, short meta-trainings with one "
-    "example per class, 200 test episodes of each of three seeds, FewRel with one example only. Methods compare with each other, not with published "
-    "tables.",
+    "example per class, 200 test episodes of each of three seeds, FewRel with one example only. Methods compare "
+    "with each other, not with published tables.",
 )  # fmt: skip
 
 SMOKE = replace(
