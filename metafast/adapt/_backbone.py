@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metafast.adapt._backbone_inputs import InputKind, inputs_of, most_tokens
-from metafast.adapt._share import share
+from metafast.adapt._share import replace, share
 from metafast.maml._modules import BATCH_NORMS, head_of
 from metafast.models._encoders import _EncoderClassifier
 
@@ -252,8 +252,7 @@ def _of_module(model: nn.Module, head: str | Literal[False] | None, pool: str | 
             f"the head of model must be an nn.Linear, its last layer with parameters is {name!r}, "
             f"{type(layer).__name__}; name the head with head=, or give head=False if the outputs are features"
         )
-    parent, _, last = name.rpartition(".")
-    setattr(base.get_submodule(parent), last, nn.Identity())
+    replace(base, name, nn.Identity())
     return Backbone(base, width=layer.in_features, inputs=inputs, pool=pool)
 
 

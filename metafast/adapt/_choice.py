@@ -77,7 +77,7 @@ def parse(text: Any) -> tuple[str, dict[str, Any]]:
     for part in filter(None, rest.split(",")):
         name, _, value = part.partition("=")
         if kind != "lora" or name not in ("r", "alpha"):
-            raise ValueError(f"adapt={text!r}: {kind} has no option {name!r}" + "; lora has r and alpha")
+            raise ValueError(f"adapt={text!r}: {kind} has no option {name!r}; lora has r and alpha")
         try:
             options[name] = int(value) if name == "r" else float(value)
         except ValueError:
@@ -112,28 +112,27 @@ ABLE: dict[str, Callable[[nn.Module], bool]] = {
 }
 
 
+def _where(model: nn.Module, fits: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
+    return {name: module for name, module in _leaves(model) if fits(module)}
+
+
 def _lora(model: nn.Module) -> dict[str, nn.Module]:
-    able = {name: module for name, module in _leaves(model) if ABLE["lora"](module)}
+    able = _where(model, ABLE["lora"])
     attention = {name: module for name, module in able.items() if name.rpartition(".")[2] in PROJECTIONS}
     return attention or able
 
 
 def _film(model: nn.Module) -> dict[str, nn.Module]:
-    norms = {name: module for name, module in _leaves(model) if _has_bias(module)}
-    return norms or {name: module for name, module in _leaves(model) if ABLE["film"](module)}
+    return _where(model, _has_bias) or _where(model, ABLE["film"])
 
 
 def _bias(model: nn.Module) -> dict[str, nn.Module]:
     """Biases and normalizations."""
-    return {
-        name: module
-        for name, module in _leaves(model)
-        if _is_norm(module) or ABLE["bias"](module) and module.bias is not None
-    }
+    return _where(model, lambda module: _is_norm(module) or ABLE["bias"](module) and module.bias is not None)
 
 
 def _norm(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in _leaves(model) if _is_norm(module)}
+    return _where(model, _is_norm)
 
 
 def _all(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:

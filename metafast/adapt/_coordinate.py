@@ -27,10 +27,8 @@ class Coordinate(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2)
-        )
-        last: nn.Linear = self.net[-1]  # type: ignore[assignment]
+        last = nn.Linear(width, 2)
+        self.net = nn.Sequential(nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 

@@ -129,14 +129,14 @@ class Factors(nn.Module):
         counts = [sum(sites[n].widths == pair for n in self.covers) for pair in pairs]
         self.down = nn.ModuleList(nn.Linear(sum(pair), width, bias=False) for pair in pairs)
         self.mix = nn.ModuleList(MIXERS[mixer](width) for _ in pairs)
-        self.up = nn.ModuleList(nn.Linear(width, sum(pair), bias=False) for pair in pairs)
+        ups = [nn.Linear(width, sum(pair), bias=False) for pair in pairs]
+        self.up = nn.ModuleList(ups)
         self.scale = nn.ParameterList(torch.ones(count, width) for count in counts)
         self.offset = nn.ParameterList(torch.zeros(count, width) for count in counts)
         self.told = nn.Linear(SIGNALS, width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        for layer in self.up:
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.told.weight)
+        for layer in (*ups, self.told):
+            nn.init.zeros_(layer.weight)
 
     def forward(self, number: int, left: Tensor, delta: Tensor, signals: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """The factors of a site, edited.

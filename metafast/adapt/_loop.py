@@ -157,15 +157,14 @@ class Loop:
             taps = [(number, tap) for number, tape in enumerate(tapes) for tap in tape]
             targets = [*(tap.out for _, tap in taps), outputs]
             deltas = torch.autograd.grad(losses.sum(), targets, create_graph=through, allow_unused=True)
-        memory.losses.append(losses.detach())
-        signals = self.net.signals(step, memory)
+        memory.note(losses.detach(), step / self.net.steps)
         grads: list[Values] = [{} for _ in values]
         for (number, tap), delta in zip(taps, deltas[:-1], strict=True):
             if delta is None:  # nothing of this call reaches the loss
                 continue
             tap = tap if through else tap._replace(left=tap.left.detach())
             site = self.tree.sites[number]
-            for name, grad in self.net.gradient(number, site, tap, delta, inner[number], signals).items():
+            for name, grad in self.net.gradient(number, site, tap, delta, inner[number], memory.signals).items():
                 grads[number][name] = grads[number][name] + grad if name in grads[number] else grad
         delta = deltas[-1].flatten(1, -2)  # [T, N, C]
         rows = (features if through else features.detach()).flatten(1, -2)

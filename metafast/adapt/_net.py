@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,17 @@ def parse(net: str | None) -> tuple[str, ...]:
 class Memory:
     """What an adaptation remembers from step to step."""
 
+    signals: Tensor  # of the last step noted, `[T, 3]`, see `feedback`
+
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
         self.updates: list[Tensor] | None = None
         self.means: list[Tensor] | None = None
+
+    def note(self, losses: Tensor, share: float) -> None:
+        """The support losses `[T]` at a step, before which that share of the steps was done."""
+        self.losses.append(losses)
+        self.signals = feedback(self.losses, share)
 
 
 class MetaNetwork(nn.Module):
@@ -84,14 +92,11 @@ class MetaNetwork(nn.Module):
             signals: `[T, 3]`, see `feedback`.
         """
         left = tap.left
+        part: Any
         for part in self.factors:
-            if number in part.member:  # type: ignore[operator]
+            if number in part.member:
                 left, delta = part(number, left, delta, signals, site.channels_last)
         return site.gradient(left, delta, values)
-
-    def signals(self, number: int, memory: Memory) -> Tensor:
-        """The task's feedback at a step, `[T, 3]`; its loss is already in the memory."""
-        return feedback(memory.losses, number / self.steps)
 
     def step(self, values: list[Tensor], grads: list[Tensor], number: int, memory: Memory) -> list[Tensor]:
         """The numbers after a step.
@@ -100,17 +105,16 @@ class MetaNetwork(nn.Module):
             values: of each tensor, `[T, ...]`.
             grads: likewise.
             number: of the step, from 0.
-            memory: of the adaptation; the loss of this step is already in it.
+            memory: of the adaptation, which has noted this step.
         """
-        signals = self.signals(number, memory)
         updates = grads
         if self.coordinate is not None:
             means = memory.means or [torch.zeros_like(grad) for grad in grads]
-            pairs = [self.coordinate(v, g, m, signals) for v, g, m in zip(values, grads, means, strict=True)]
+            pairs = [self.coordinate(v, g, m, memory.signals) for v, g, m in zip(values, grads, means, strict=True)]
             updates, memory.means = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if self.rates is None:
             return [value - self.inner_lr * update for value, update in zip(values, updates, strict=True)]
-        state = state_of(values, grads, memory.updates, signals)
+        state = state_of(values, grads, memory.updates, memory.signals)
         rates, decays = self.rates(state, number)
         moved, taken = [], []
         for i, (value, update) in enumerate(zip(values, updates, strict=True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +126,10 @@ def prefix_in(model: Any) -> str:
 def check_same(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Errors for a model that does not have the adapted modules."""
     found = dict(model.named_modules())
+    module: Any
     for name, module in modules.items():
         other: Any = found.get(name)
-        shape = list(module.weight.shape)  # type: ignore[arg-type]
+        shape = list(module.weight.shape)
         if other is None or list(other.weight.shape) != shape:
             got = "none" if other is None else f"{list(other.weight.shape)}"
             raise ValueError(
@@ -205,7 +206,7 @@ def import_adapters(base: Backbone, folder: Path) -> TaskModel:
     modules = dict(base.model.named_modules())
     for full, pair in pairs.items():
         name = full.removeprefix(base.prefix)
-        module = modules.get(name)
+        module: Any = modules.get(name)
         if type(module) not in LORA or set(pair) != {"A", "B"}:
             raise ValueError(
                 f"{folder / WEIGHTS} has LoRA for {full!r}, where the base has "
@@ -276,8 +277,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     plain = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    write: Callable[[Any], None] = lambda part: save_file(plain, part, metadata={"format": "pt"})  # noqa: E731
-    replace_file(file, write)
+    replace_file(file, lambda part: save_file(plain, part, metadata={"format": "pt"}))
 
 
 def _whole(number: float) -> float | int:

@@ -213,7 +213,7 @@ def _train(
                 progress(step)
 
 
-def _loss(whole: nn.ModuleDict, examples: Examples, recipe: Recipe, random: np.random.Generator) -> Tensor:
+def _loss(whole: nn.ModuleDict, examples: Any, recipe: Recipe, random: np.random.Generator) -> Tensor:
     network, device = whole["network"], next(whole.parameters()).device
     per_class = 1 if recipe.objective == "classes" else PER_CLASS
     x, y = examples.batch(random, recipe.size, per_class)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metafast.adapt._share import replace
 from metafast.data import ClassSet, few_shot
 from metafast.models import Conv4
 
@@ -54,10 +55,6 @@ class Pictures:
             x[at] = x[at].flip(3)
         return self._cropped(x, random), y
 
-    def pairs(self, random: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """There are none."""
-        raise NotImplementedError("pictures have no pairs")
-
     def _cropped(self, x: Tensor, random: np.random.Generator) -> Tensor:
         if not self.crop:
             return x
@@ -90,5 +87,5 @@ def cifar_network(**sizes: Any) -> nn.Module:
 
 
 def _body(model: Conv4) -> Conv4:
-    model.classifier = nn.Identity()  # type: ignore[assignment]
+    replace(model, "classifier", nn.Identity())
     return model

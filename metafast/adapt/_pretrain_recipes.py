@@ -19,9 +19,6 @@ OBJECTIVES = ("classes", "episodes")
 class Examples(Protocol):
     """Where batches come from."""
 
-    def pairs(self, random: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Inputs, and those that belong to them; only where a recipe asks for it."""
-
     @property
     def outputs(self) -> int:
         """Classes."""
@@ -39,7 +36,7 @@ class Recipe:
         data: gives the batches to learn from and the classes to choose on.
         network: with random weights, of `seed` and `sizes`.
         sizes: of the network.
-        pairs: how often a step also learns which texts belong together.
+        pairs: how often a step also learns which texts belong together; its examples then have `pairs`.
         objective: "classes" (tell all training classes apart) or "episodes" (nearest prototypes of single examples).
         steps: of AdamW.
         size: examples of a step.

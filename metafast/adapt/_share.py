@@ -1,4 +1,4 @@
-"""Copies of a module's structure that hold the same parameters: a second way through one set of weights."""
+"""Copies of a module's structure that hold the same parameters, and other modules in the place of some."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def share(module: Module, *, frozen: bool = False) -> Module:
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if frozen else parameter
     return copy.deepcopy(module, memo)
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in all the places that the one of that name has."""
+    old = model.get_submodule(name)
+    for path in [each for each, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)

@@ -9,19 +9,42 @@ from metafast.adapt._site import Site, Values, with_weights
 from metafast.adapt._task_conv import task_conv, task_conv_weight
 
 
-class LoRALinear(Site):
+class LoRA(Site):
+    """What linear layers and convolutions share.
+
+    Args:
+        name: of the module in the model.
+        module: the frozen module.
+        r: rank.
+        alpha: the scale of both factors times the rank. Default: `r`.
+    """
+
+    kind = "lora"
+
+    def __init__(self, name: str, module: nn.Module, r: int = 4, alpha: float | None = None) -> None:
+        super().__init__(name, module)
+        self.r, self.alpha = r, float(r if alpha is None else alpha)
+        self.scale = self.alpha / r
+
+    def start(self) -> Values:
+        found = super().start()
+        nn.init.kaiming_uniform_(found["A"], a=5**0.5)
+        return found
+
+    @property
+    def modulations(self) -> int:
+        return self.r
+
+    def modulate(self, start: Values, amounts: Tensor) -> Values:
+        return {"A": start["A"].expand(len(amounts), *start["A"].shape), "B": start["B"] * (1 + amounts[:, None])}
+
+
+class LoRALinear(LoRA):
     r"""\(y = W x + \frac{\alpha}{r} B_t A_t x\).
 
     Source:
         E. Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, equation 3.
     """
-
-    kind = "lora"
-
-    def __init__(self, name: str, module: nn.Linear, r: int = 4, alpha: float | None = None) -> None:
-        super().__init__(name, module)
-        self.r, self.alpha = r, float(r if alpha is None else alpha)
-        self.scale = self.alpha / r
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -30,11 +53,6 @@ class LoRALinear(Site):
     @property
     def widths(self) -> tuple[int, int]:
         return self.module.in_features, self.module.out_features
-
-    def start(self) -> Values:
-        found = super().start()
-        nn.init.kaiming_uniform_(found["A"], a=5**0.5)
-        return found
 
     def run(self, x: Tensor, values: Values) -> tuple[Tensor, Tensor]:
         y = self.module(x)
@@ -54,27 +72,13 @@ class LoRALinear(Site):
     def merged(self, values: Values) -> nn.Module:
         return with_weights(self.module, self.module.weight + self.scale * values["B"] @ values["A"])
 
-    @property
-    def modulations(self) -> int:
-        return self.r
 
-    def modulate(self, start: Values, amounts: Tensor) -> Values:
-        return {"A": start["A"].expand(len(amounts), -1, -1), "B": start["B"] * (1 + amounts[:, None])}
-
-
-class LoRAConv2d(Site):
+class LoRAConv2d(LoRA):
     """A convolution to `r` channels and one by one position back, beside the frozen one, as peft has it.
 
     Source:
         E. Hu et al., LoRA, ICLR 2022, for convolutions as in S. Mangrulkar et al., peft.
     """
-
-    kind = "lora"
-
-    def __init__(self, name: str, module: nn.Conv2d, r: int = 4, alpha: float | None = None) -> None:
-        super().__init__(name, module)
-        self.r, self.alpha = r, float(r if alpha is None else alpha)
-        self.scale = self.alpha / r
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,11 +90,6 @@ class LoRAConv2d(Site):
     @property
     def widths(self) -> tuple[int, int]:
         return 0, self.module.out_channels
-
-    def start(self) -> Values:
-        found = super().start()
-        nn.init.kaiming_uniform_(found["A"], a=5**0.5)
-        return found
 
     def run(self, x: Tensor, values: Values) -> tuple[Tensor, Tensor]:
         y = self.module(x)
@@ -117,10 +116,3 @@ class LoRAConv2d(Site):
     def merged(self, values: Values) -> nn.Module:
         added = torch.einsum("or,rihw->oihw", values["B"], values["A"])
         return with_weights(self.module, self.module.weight + self.scale * added)
-
-    @property
-    def modulations(self) -> int:
-        return self.r
-
-    def modulate(self, start: Values, amounts: Tensor) -> Values:
-        return {"A": start["A"].expand(len(amounts), -1, -1, -1, -1), "B": start["B"] * (1 + amounts[:, None])}

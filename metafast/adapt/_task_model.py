@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from metafast.adapt._share import share
+from metafast.adapt._share import replace, share
 
 if TYPE_CHECKING:
     from metafast.adapt._backbone import Backbone
@@ -190,14 +190,6 @@ def linear(weight: Tensor, bias: Tensor, *, trained: bool) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
     layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=trained)
     return layer
-
-
-def replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in all the places that the one of that name has."""
-    old = model.get_submodule(name)
-    for path in [each for each, module in model.named_modules(remove_duplicate=False) if module is old]:
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
 
 
 def check_head(width: int, weight: Tensor, bias: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from metafast.adapt._share import share
+from metafast.adapt._share import replace, share
 from metafast.adapt._sites import Site, Tap, Values
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Tree:
         self.backbone, self.sites = share(base), sites
         for site in sites:
             site.module = self.backbone.model.get_submodule(site.name)
-            put(self.backbone.model, site.module, site)
+            replace(self.backbone.model, site.name, site)
         self.reuse = Reuse()
         for site in sites:
             site.reuse = self.reuse
@@ -123,14 +123,6 @@ class Once:
         if not reuse.entered:
             reuse.note(output)
         return output
-
-
-def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in every place where another is."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old and parent is not new:
-                parent._modules[name] = new
 
 
 def _free(module: nn.Module) -> Iterator[nn.Module]:

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from metafast.cli._adapt_setup import META, Settings, load_backbone, make_learner, tasks_of
 from metafast.cli._maml_setup import check_device
+from metafast.cli._run_name import run_name
 from metafast.maml import evaluate
-from metafast.runs import list_runs, versions
+from metafast.runs import versions
 from metafast.runs._checkpoint import replace_file
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Plan:
 def train(settings: Settings, plan: Plan) -> None:
     """Train, test, compare, write."""
     console = Console()
-    name = run_name(settings, plan)
+    name = name_of(settings, plan)
     try:
         check_device(settings.device)
         base, tokenizer = load_backbone(settings.backbone)
@@ -90,25 +91,13 @@ def fine_tuned(settings: Settings, base: Backbone, parts: dict[str, Any], plan: 
     return best, evaluate(learner(best), parts["test"], plan.test_episodes, per_step=True)
 
 
-def run_name(settings: Settings, plan: Plan) -> str:
-    """The folder's name: the one given; the newest unfinished one to resume; or the next free number."""
-    if plan.name is not None:
-        return plan.name
+def name_of(settings: Settings, plan: Plan) -> str:
+    """The folder's name."""
     stem = f"{settings.dataset.replace('/', '-')}-{settings.ways}w{settings.shots}s-adapt-seed{settings.seed}"
-    root = plan.output / "runs"
-    if plan.resume:
-        plain = json.loads(json.dumps(settings.plain()))
-        olds = [run for run in list_runs(root, tags=["adapt"]) if run.config.get("settings") == plain]
-        unfinished = [run for run in olds if not (run.path / META).exists()]
-        if not unfinished:
-            raise typer.BadParameter(
-                f"nothing to go on with in {root}: no unfinished run of these options", param_hint="--resume"
-            )
-        return unfinished[-1].name
-    number = 1
-    while (root / f"{stem}-{number:03d}").exists():
-        number += 1
-    return f"{stem}-{number:03d}"
+    return run_name(
+        plan.output / "runs", stem, settings.plain(), name=plan.name, resume=plan.resume, tag="adapt",
+        done=lambda run: (run.path / META).exists(),
+    )  # fmt: skip
 
 
 def show(console: Console, settings: Settings, rows: dict[str, tuple[float | None, Evaluation]]) -> None:
@@ -132,10 +121,7 @@ def write(
     folder, report = ended.path, meta.report()
     results = {
         "settings": settings.plain(),
-        "training": {
-            "steps": ended.steps, "stopped": ended.stopped, "best_step": ended.best_step,
-            "best_validation": ended.best_score, "seconds": round(ended.seconds, 3), "dropped": ended.dropped,
-        },
+        "training": ended.summary(),
         "parameters": {"backbone": report.base, "network": report.network, "starts": report.starts},
         "test": {name: {"rate": rate, **result.summary()} for name, (rate, result) in rows.items()},
         "versions": versions(),

@@ -16,7 +16,7 @@ from torch import Tensor
 from metafast.adapt import MetaFineTuner, TaskModel
 from metafast.cli._adapt_setup import Settings, restore, tasks_of
 from metafast.cli._maml_setup import TEST_SEED
-from metafast.cli._maml_use import _folder, _images, _list, _predictions
+from metafast.cli._maml_use import _folder, _images, _list, _predictions, _to, _write_predictions
 from metafast.maml import evaluate as evaluate_learner
 from metafast.runs import versions
 from metafast.runs._checkpoint import replace_file
@@ -69,12 +69,8 @@ def adapt(
         query_x, query_y, query_names = asked
         with torch.no_grad():
             outputs = model(_to(query_x, model)).cpu()
-        document = _predictions(outputs, query_y, names, query_names, settings)  # type: ignore[arg-type]
-        if "score" in document:
-            console.print(f"on the query examples: {document['score_name']} {document['score']:.4f}", highlight=False)
-        files.append(folder / "predictions.json")
-        text = json.dumps(document, indent=2) + "\n"
-        replace_file(files[-1], lambda path: path.write_text(text, encoding="utf-8"))
+        document = _predictions(outputs, query_y, names, query_names, regression=False)
+        files.append(_write_predictions(console, document, folder))
     _list(console, files)
 
 
@@ -140,8 +136,3 @@ def _adapted(
     except (ValueError, TypeError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     return model.eval(), names, asked
-
-
-def _to(x: Tensor, model: torch.nn.Module) -> Tensor:
-    place = next(model.parameters())
-    return x.to(place) if x.is_floating_point() else x.to(place.device)

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from metafast.cli._maml_setup import Settings, check_device, make_learner, make_model, tasks_of
+from metafast.cli._run_name import run_name
 from metafast.maml import evaluate
 from metafast.maml._parallel import world
 from metafast.maml.baselines import BASELINES, Baseline, run_baselines
 from metafast.maml.trainer import Trainer, Training
-from metafast.runs import Run, list_runs, versions
+from metafast.runs import Run, versions
 from metafast.runs._checkpoint import replace_file
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def train(settings: Settings, plan: Plan) -> None:
     with _processes():
         rank, size = world()
         lead = rank == 0
-        names = [run_name(settings, plan)]
+        names = [name_of(settings, plan)]
         if size > 1:
             torch.distributed.broadcast_object_list(names)  # one process made the folder before another looked
         name = names[0]
@@ -112,25 +113,14 @@ def train(settings: Settings, plan: Plan) -> None:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
 
 
-def run_name(settings: Settings, plan: Plan) -> str:
-    """The folder's name: the one given; the newest unfinished one to resume; or the next free number."""
-    if plan.name is not None:
-        return plan.name
+def name_of(settings: Settings, plan: Plan) -> str:
+    """The folder's name."""
     kind = f"{settings.shots}s" if settings.regression else f"{settings.ways}w{settings.shots}s"
     stem = f"{settings.dataset.replace('/', '-')}-{kind}-{settings.algorithm}-seed{settings.seed}"
-    root = plan.output / "runs"
-    if plan.resume:
-        olds = [run for run in list_runs(root, tags=["maml"]) if run.config.get("settings") == settings.plain()]
-        unfinished = [run for run in olds if run.status != "finished"]
-        if not unfinished:
-            raise typer.BadParameter(
-                f"nothing to go on with in {root}: no unfinished run of these options", param_hint="--resume"
-            )
-        return unfinished[-1].name
-    number = 1
-    while (root / f"{stem}-{number:03d}").exists():
-        number += 1
-    return f"{stem}-{number:03d}"
+    return run_name(
+        plan.output / "runs", stem, settings.plain(), name=plan.name, resume=plan.resume, tag="maml",
+        done=lambda run: run.status == "finished",
+    )  # fmt: skip
 
 
 def show(console: Console, settings: Settings, result: Evaluation, others: dict[str, Baseline]) -> None:
@@ -158,10 +148,7 @@ def write(
     folder = ended.path
     results: dict[str, Any] = {
         "settings": settings.plain(),
-        "training": {
-            "steps": ended.steps, "stopped": ended.stopped, "best_step": ended.best_step,
-            "best_validation": ended.best_score, "seconds": round(ended.seconds, 3), "dropped": ended.dropped,
-        },
+        "training": ended.summary(),
         "test": result.summary(),
         "baselines": {name: {**other.result.summary(), **other.settings} for name, other in others.items()},
         "engine": str(maml.explain()).splitlines()[0],

@@ -131,9 +131,7 @@ def adapt(
                 )
                 if found and set(found) <= set(names):
                     query_y = torch.tensor([names.index(found[int(label)]) for label in known])
-        model = learner.adapt(
-            x.to(like) if x.is_floating_point() else x.to(like.device), y.to(like.device), steps=steps
-        )
+        model = learner.adapt(_to(x, learner), y.to(like.device), steps=steps)
     except (ValueError, TypeError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     folder = _folder(output or run)
@@ -142,20 +140,16 @@ def adapt(
     replace_file(files[0], lambda path: save_file(state, path, metadata={"classes": json.dumps(names)}))
     if query_x is not None:
         with torch.no_grad():
-            outputs = model(query_x.to(like) if query_x.is_floating_point() else query_x.to(like.device)).cpu()
-        document = _predictions(outputs, query_y, names, query_names, settings)
-        if "score" in document:
-            console.print(f"on the query examples: {document['score_name']} {document['score']:.4f}", highlight=False)
-        files.append(folder / "predictions.json")
-        text = json.dumps(document, indent=2) + "\n"
-        replace_file(files[-1], lambda path: path.write_text(text, encoding="utf-8"))
+            outputs = model(_to(query_x, model)).cpu()
+        document = _predictions(outputs, query_y, names, query_names, settings.regression)
+        files.append(_write_predictions(console, document, folder))
     _list(console, files)
 
 
 def _predictions(
-    outputs: Tensor, truth: Tensor | None, names: list[str], query_names: list[str] | None, settings: Settings
+    outputs: Tensor, truth: Tensor | None, names: list[str], query_names: list[str] | None, regression: bool
 ) -> dict[str, Any]:
-    if settings.regression:
+    if regression:
         found: dict[str, Any] = {"predictions": outputs.flatten().tolist()}
         if truth is not None:
             found |= {"score_name": "mean squared error", "score": float((outputs - truth).square().mean())}
@@ -175,6 +169,20 @@ def _predictions(
     if truth is not None:
         found |= {"score_name": "accuracy", "score": float((chosen == truth).double().mean())}
     return found
+
+
+def _write_predictions(console: Console, document: dict[str, Any], folder: Path) -> Path:
+    """predictions.json; says the score where there is one."""
+    if "score" in document:
+        console.print(f"on the query examples: {document['score_name']} {document['score']:.4f}", highlight=False)
+    text = json.dumps(document, indent=2) + "\n"
+    replace_file(folder / "predictions.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / "predictions.json"
+
+
+def _to(x: Tensor, model: torch.nn.Module) -> Tensor:
+    place = next(model.parameters())
+    return x.to(place) if x.is_floating_point() else x.to(place.device)
 
 
 def _images(

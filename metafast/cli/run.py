@@ -32,22 +32,26 @@ class Experiment(str, Enum):
     lstm = "lstm"
 
 
+Size = Annotated[
+    Recipe,
+    typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
+]
+Output = Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")]
+Workers = Annotated[int, typer.Option(min=0, help="Trainings side by side; 0: one per CPU core.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
 @app.command("online-tuning")
 def online_tuning(
-    recipe: Annotated[
-        Recipe,
-        typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
-    ] = Recipe.smoke,
+    recipe: Size = Recipe.smoke,
     only: Annotated[
         list[Experiment] | None, typer.Option(help="One experiment; may be repeated. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; also of splits and searches.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per method. Default: the recipe's.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
-        "metafast-online-tuning"
-    ),
-    workers: Annotated[int, typer.Option(min=0, help="Trainings side by side; 0: one per CPU core.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Output = Path("metafast-online-tuning"),
+    workers: Workers = 0,
+    device: Device = "cpu",
 ) -> None:
     """Tune hyperparameters while training; compare with static ones, random search and a grid.
 
@@ -64,21 +68,16 @@ def online_tuning(
 
 @app.command("lr-adaptation")
 def lr_adaptation(
-    recipe: Annotated[
-        Recipe,
-        typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
-    ] = Recipe.smoke,
+    recipe: Size = Recipe.smoke,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="PAIR", help="One pair, such as mnist/vit; may be repeated. Default: all."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; also of splits and the grid.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings per method. Default: the recipe's.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
-        "metafast-lr-adaptation"
-    ),
-    workers: Annotated[int, typer.Option(min=0, help="Trainings side by side; 0: one per CPU core.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Output = Path("metafast-lr-adaptation"),
+    workers: Workers = 0,
+    device: Device = "cpu",
 ) -> None:
     """Set the learning rate by a meta-learner; compare with fixed rates, schedules and adaptive optimizers.
 
@@ -108,9 +107,7 @@ def hp_prediction(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed of the searches.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Searches per method. Default: the recipe's.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
-        "metafast-hp-prediction"
-    ),
+    output: Output = Path("metafast-hp-prediction"),
     workers: Annotated[int, typer.Option(min=0, help="Searches side by side; 0: one per CPU core.")] = 0,
 ) -> None:
     """Predict hyperparameters from a few runs; compare with grid, random search, Optuna's samplers and transfer.
@@ -131,10 +128,7 @@ def hp_prediction(
 
 @app.command("rapid-adaptation")
 def rapid_adaptation(
-    recipe: Annotated[
-        Recipe,
-        typer.Option(help="smoke: 2 minutes on two cores, no result; reduced: 45 minutes; full: days, or a GPU."),
-    ] = Recipe.smoke,
+    recipe: Size = Recipe.smoke,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="DATASET", help="omniglot, cifar or fewrel; may be repeated. Default: all."),
@@ -148,11 +142,9 @@ def rapid_adaptation(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; also of the backbones.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Meta-trainings per method. Default: the recipe's.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the plots and the run records.")] = Path(
-        "metafast-rapid-adaptation"
-    ),
+    output: Output = Path("metafast-rapid-adaptation"),
     workers: Annotated[int, typer.Option(min=0, help="Jobs side by side; 0: one per CPU core.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Adapt a frozen model by a meta-network; compare with fine-tuning, LoRA, a probe, ProtoNet, MAML and ANIL.
 

@@ -50,6 +50,17 @@ class Training:
     seconds: float
     dropped: int
 
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers, for a record."""
+        return {
+            "steps": self.steps,
+            "stopped": self.stopped,
+            "best_step": self.best_step,
+            "best_validation": self.best_score,
+            "seconds": round(self.seconds, 3),
+            "dropped": self.dropped,
+        }
+
 
 class Trainer:
     """Trains a meta-learner on episodes, and loses nothing if it is interrupted.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from metafast.experiments._running import Row
+from metafast.experiments._verdict import Verdict
 from metafast.experiments.hp_prediction._measures import signed_rank
 from metafast.experiments.hp_prediction._methods import METHODS, OURS, RIVALS
 from metafast.experiments.hp_prediction._replay import CALIBRATED
@@ -67,25 +68,6 @@ class Summary:
     course: tuple[list[float], list[float]]
     seeds: int
     tasks: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One aim.
-
-    Args:
-        aim: what was to be reached.
-        reached: None where what decides it is missing.
-        text: the numbers.
-    """
-
-    aim: str
-    reached: bool | None
-    text: str
-
-    def __str__(self) -> str:
-        word = {True: "reached", False: "missed", None: "not judged"}[self.reached]
-        return f"{self.aim}: {word}. {self.text}"
 
 
 def summaries(rows: Sequence[Row], grids: Mapping[str, tuple[float, int]]) -> list[Summary]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metafast.experiments._running import Row
+from metafast.experiments._verdict import Verdict as BaseVerdict
 from metafast.experiments.lr_adaptation._methods import METHODS
 from metafast.experiments.lr_adaptation._recipes import ADAPTED, HELD_OUT, RATES, SWEEP
 from metafast.metrics import mean_interval, steps_to_threshold
@@ -75,23 +76,10 @@ class Sweep:
     needed: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One aim.
+class Verdict(BaseVerdict):
+    """One aim."""
 
-    Args:
-        aim: what was to be reached.
-        reached: None where pairs are missing that decide it.
-        text: the numbers.
-    """
-
-    aim: str
-    reached: bool | None
-    text: str
-
-    def __str__(self) -> str:
-        word = {True: "reached", False: "missed", None: "not judged (pairs are missing)"}[self.reached]
-        return f"{self.aim}: {word}. {self.text}"
+    unjudged = "not judged (pairs are missing)"
 
 
 def thresholds(rows: Sequence[Row]) -> dict[str, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from metafast.experiments._verdict import Verdict as BaseVerdict
 from metafast.experiments.rapid_adaptation._plan import Plan, Row
 from metafast.experiments.rapid_adaptation._summaries import Share, Summary
 
@@ -14,23 +14,10 @@ RELATIONS = 8.0  # points above fine-tuning, FewRel
 SLOWER = 1.3  # times plain fine-tuning's time
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One aim.
+class Verdict(BaseVerdict):
+    """One aim."""
 
-    Args:
-        aim: what was to be reached.
-        reached: None where what decides it was not measured.
-        text: the numbers.
-    """
-
-    aim: str
-    reached: bool | None
-    text: str
-
-    def __str__(self) -> str:
-        word = {True: "reached", False: "missed", None: "not judged (its data set is missing)"}[self.reached]
-        return f"{self.aim}: {word}. {self.text}"
+    unjudged = "not judged (its data set is missing)"
 
 
 def verdicts(plan: Plan, found: Sequence[Summary], shares: Sequence[Share], done: Mapping[str, Row]) -> list[Verdict]:
