@@ -223,9 +223,9 @@ SMOKE = replace(
     name="smoke",
     seeds=1,
     probe_steps=20,
-    episodes=20,
-    hindsight=20,
-    val_episodes=10,
+    episodes=5,
+    hindsight=5,
+    val_episodes=5,
     repeats=3,
     setups={
         name: replace(setup, shots=(1,), pretrain_steps=30, meta_steps=3, targets=setup.targets[:1])
